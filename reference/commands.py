@@ -1,0 +1,245 @@
+"""The commands ``s35 inspect``, ``s35 generate`` and ``s35 logits``. Nothing heavy is imported until one runs."""
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+MINIATURE = Path(__file__).parent / "nano"
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command that the parser is for."""
+    {"inspect": _add_inspect, "generate": _add_generate, "logits": _add_logits}[parser.get_default("command")](parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; errors of the caller are ValueErrors."""
+    return {"inspect": _inspect, "generate": _generate, "logits": _logits}[args.command](args)
+
+
+def _add_inspect(parser: ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, help="a config.json: count what a checkpoint of it would hold")
+    source.add_argument("--checkpoint", type=Path, help="a checkpoint folder: account for every tensor in its files")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_generate(parser: ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text to continue")
+    prompt.add_argument("--chat", type=Path, help="JSON file: a list of messages, or an object of messages and tools")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    parser.add_argument("--mtp", type=int, default=0, help="drafts a step, 0 to 3 (default: 0)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="keep the k most likely tokens; 0, the default, keeps all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep the most likely tokens that reach p together")
+    parser.add_argument("--min-p", type=float, default=0.0, help="keep tokens at least p times as likely as the first")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", default="reference", help="who generates: reference (the default)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
+
+
+def _add_logits(parser: ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--prompt", required=True, help="text to run through the model")
+    parser.add_argument("--stream", action="store_true", help="read one layer at a time from the files")
+    parser.add_argument("--top", type=int, default=5, help="most likely next tokens to show (default: 5)")
+    parser.add_argument("--out", type=Path, help="write all logits [T, V] to a .safetensors file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_model_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, default=MINIATURE, help="folder (default: the trained miniature)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations (default: float32)")
+
+
+def _inspect(args: Namespace) -> int:
+    from .accounting import inspect
+    from .checkpoint import Checkpoint
+    from .config import ModelConfig
+
+    # opening a checkpoint raises unless every tensor is accounted for
+    counts = inspect(Checkpoint(args.checkpoint).config if args.checkpoint else ModelConfig.from_file(args.config))
+    if args.json:
+        print(json.dumps(counts, indent=2))
+        return 0
+    from tabulate import tabulate
+
+    rows: list[tuple[str, str]] = [("tensors", f"{counts['num_tensors']:,}")]
+    rows += [("checkpoint, GB", f"{counts['checkpoint_bytes'] / 1e9:,.2f}")]
+    rows += [(f"parameters, {group}", f"{count:,}") for group, count in counts["parameters"].items()]
+    for what, count in counts["active_parameters_per_token"].items():
+        rows.append((f"active parameters, {what.replace('_', ' ')}", f"{count:,}"))
+    for name, sizes in counts["weight_bytes_by_expert_format"].items():
+        rows.append((f"weights with {name} experts, GB", f"{sizes['backbone'] / 1e9:,.2f}"))
+        rows.append((f"weights with {name} experts and MTP, GB", f"{sizes['with_mtp'] / 1e9:,.2f}"))
+    for context, size in counts["kv_cache_bytes"].items():
+        rows.append((f"KV cache at {int(context):,} tokens, GB", f"{size / 1e9:,.3f}"))
+    print(tabulate(rows, disable_numparse=True, colalign=("left", "right")))
+    return 0
+
+
+def _generate(args: Namespace) -> int:
+    from .chat import load_chat, render
+    from .generate import SamplingParams
+    from .tokenizer import Tokenizer
+
+    if args.engine != "reference":
+        raise ValueError(f"engine: is {args.engine!r}; want 'reference', the only engine that generates text here")
+    tokenizer = Tokenizer.from_checkpoint(args.checkpoint)
+    tools = None
+    if args.chat is not None:
+        chat = load_chat(args.chat)
+        tools = chat.tools
+        text = render(tokenizer.chat_template, chat.messages, chat.tools, bos_token=tokenizer.bos_token)
+    else:
+        text = args.prompt
+    prompt_ids = tokenizer.encode(text, add_bos=True)
+    sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+    decoder = tokenizer.stream_decoder(skip_special=True)
+
+    def show(token: int) -> None:
+        if not args.json:
+            print(decoder.push(token), end="", flush=True)
+
+    result = _run_generate(args, prompt_ids, args.max_new_tokens, args.mtp, sampling, show)
+    output = tokenizer.decode(result.tokens, skip_special=True)
+    if args.json:
+        record: dict[str, Any] = {
+            "text": output,
+            "tokens": result.tokens,
+            "acceptance_per_position": result.acceptance_per_position,
+            "drafted_per_position": result.drafted_per_position,
+            "accepted_per_position": result.accepted_per_position,
+            "finish_reason": result.finish_reason,
+            "prompt_tokens": len(prompt_ids),
+            "prefill_s": result.prefill_s,
+            "decode_s": result.decode_s,
+            "tokens_per_s": result.tokens_per_s,
+        }
+        if args.chat is not None:
+            record["message"] = _message_of(output, tools)
+        print(json.dumps(record, ensure_ascii=False, indent=2))
+        return 0
+    print(decoder.finish())
+    speed = f"{result.tokens_per_s:.1f} tokens/s" if result.tokens_per_s else "one token"
+    accepted = ", ".join("-" if a is None else f"{a:.0%}" for a in result.acceptance_per_position)
+    drafts = f"; drafts accepted by position: {accepted}" if args.mtp else ""
+    print(f"{len(result.tokens)} tokens ({result.finish_reason}), {speed}{drafts}", file=sys.stderr)
+    return 0
+
+
+def _logits(args: Namespace) -> int:
+    import torch
+
+    from .checkpoint import Checkpoint
+    from .model import Model
+    from .tokenizer import Tokenizer
+
+    device = _device(args.device)
+    dtype = getattr(torch, args.dtype)
+    tokenizer = Tokenizer.from_checkpoint(args.checkpoint)
+    checkpoint = Checkpoint(args.checkpoint)
+    if args.stream and device.type != "cpu":
+        raise ValueError(f"stream: device is {args.device}; want cpu: a streamed layer stays in the file's memory map")
+    weights = checkpoint if args.stream else checkpoint.load(device, None if dtype == torch.bfloat16 else dtype)
+    token_ids = torch.tensor(tokenizer.encode(args.prompt, add_bos=True))
+    started = time.perf_counter()
+    with torch.inference_mode():
+        model = Model(checkpoint.config, weights, dtype, device)
+        logits = model.logits(model.hidden(token_ids)).cpu()
+    seconds = time.perf_counter() - started
+    if args.out is not None:
+        from safetensors.torch import save_file
+
+        save_file({"logits": logits, "token_ids": token_ids}, args.out)
+    probabilities, ids = logits[-1].double().softmax(-1).topk(min(args.top, logits.shape[-1]))
+    top = [
+        {"token": token, "text": tokenizer.decode([token], skip_special=False), "probability": probability}
+        for token, probability in zip(ids.tolist(), probabilities.tolist(), strict=True)
+    ]
+    if args.json:
+        record = {
+            "tokens": token_ids.tolist(),
+            "next": top,
+            "seconds": seconds,
+            "peak_memory_bytes": _peak_memory_bytes(),
+        }
+        print(json.dumps(record, ensure_ascii=False, indent=2))
+    else:
+        for row in top:
+            print(f"{row['probability']:8.4f}  {row['token']:6}  {row['text']!r}")
+    return 0
+
+
+def generate_text(checkpoint: Path, prompt: str, max_new_tokens: int, mtp: int, device: str) -> dict[str, Any]:
+    """Continue a prompt greedily with the reference; what ``s35 run`` shows.
+
+    Returns:
+        text, tokens, tokens_per_s and acceptance_per_position, as ``s35 generate --json`` prints them.
+    """
+    from .generate import SamplingParams
+    from .tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    args = Namespace(checkpoint=checkpoint, device=device, dtype="float32")
+    prompt_ids = tokenizer.encode(prompt, add_bos=True)
+    result = _run_generate(args, prompt_ids, max_new_tokens, mtp, SamplingParams(), lambda token: None)
+    return {
+        "text": tokenizer.decode(result.tokens, skip_special=True),
+        "tokens": result.tokens,
+        "tokens_per_s": result.tokens_per_s,
+        "acceptance_per_position": result.acceptance_per_position,
+    }
+
+
+def _run_generate(
+    args: Namespace, prompt_ids: list[int], max_new_tokens: int, mtp: int, sampling: Any, show: Any
+) -> Any:
+    import torch
+
+    from .checkpoint import Checkpoint
+    from .generate import generate
+    from .model import Model
+
+    device, dtype = _device(args.device), getattr(torch, args.dtype)
+    checkpoint = Checkpoint(args.checkpoint)
+    weights = checkpoint.load(device, None if dtype == torch.bfloat16 else dtype)
+    with torch.inference_mode():
+        model = Model(checkpoint.config, weights, dtype, device)
+        return generate(model, prompt_ids, max_new_tokens, mtp, sampling, show)
+
+
+def _message_of(text: str, tools: Any) -> dict[str, Any]:
+    import dataclasses
+
+    from .chat import parse
+
+    return dataclasses.asdict(parse(text, tools))
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise ValueError(f"device: is {name!r}; want cpu, cuda, cuda:N or mps")
+    if not available[kind]:
+        here = ", ".join(each for each, there in available.items() if there)
+        raise ValueError(f"device: {name} is not available here; want one of {here}")
+    return torch.device(name)
+
+
+def _peak_memory_bytes() -> int:
+    """Largest resident memory of this process, file pages included."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
