@@ -1,0 +1,125 @@
+"""Legal evaluations: the reference's formulas with their sums in another order, and rounded where a profile may round.
+
+An error of these is an error that a correct engine may make.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.operators import Operators
+
+from .profiles import Profile
+
+REFERENCE = Operators()
+
+
+@dataclass(frozen=True)
+class _Reordered:
+    """Operators whose reduction axes are permuted by a seed.
+
+    ``rounds_inside``: the intermediates that a profile may keep narrow (see ``Profile``) are rounded.
+    """
+
+    seed: int
+    rounds_inside: bool
+
+    def order(self, size: int) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + size))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        order = self.order(x.shape[-1])
+        return REFERENCE.rms_norm(x[..., order], weight[order], eps)[..., order.argsort()]
+
+    def qk_norm(self, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self.rms_norm(q, q_weight, eps), self.rms_norm(k, k_weight, eps)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        order = self.order(x.shape[-1])
+        return REFERENCE.linear(x[..., order], weight[:, order])
+
+    def mlp(self, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, limit: float) -> Tensor:
+        order = self.order(gate_weight.shape[0])
+        gate, up = self.linear(x, gate_weight[order]), self.linear(x, up_weight[order])
+        return REFERENCE.linear(REFERENCE.swiglu(gate, up, limit), down_weight[:, order])
+
+    def router(self, x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
+        order = self.order(x.shape[-1])
+        return REFERENCE.router(x[..., order], weight[:, order], bias, top_k, scaling_factor)
+
+    def experts(
+        self,
+        x: Tensor,
+        expert_ids: Tensor,
+        expert_weights: Tensor,
+        gate_weight: Tensor,
+        up_weight: Tensor,
+        down_weight: Tensor,
+        limit: float,
+    ) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        inner = x.dtype if self.rounds_inside else wide
+        y = torch.zeros(x.shape, dtype=wide)
+        for expert in self.order(gate_weight.shape[0]).tolist():
+            token, slot = (expert_ids == expert).nonzero(as_tuple=True)
+            weights = (gate_weight[expert], up_weight[expert], down_weight[expert])
+            rows = self.mlp(x[token].to(inner), *weights, limit)
+            y = y.index_add(0, token, rows.to(wide) * expert_weights[token, slot, None].to(wide))
+        return y.to(x.dtype)
+
+    def mtp_input(
+        self,
+        embedded: Tensor,
+        hidden: Tensor,
+        enorm_weight: Tensor,
+        hnorm_weight: Tensor,
+        eh_weight: Tensor,
+        eps: float,
+    ) -> Tensor:
+        halves = self.rms_norm(embedded, enorm_weight, eps), self.rms_norm(hidden, hnorm_weight, eps)
+        return self.linear(torch.cat(halves, dim=-1), eh_weight)
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        keys, dims = self.order(k.shape[-3]), self.order(q.shape[-1])
+        k, v, key_positions = k[..., keys, :, :], v[..., keys, :, :], key_positions[keys]
+        q, k = q[..., dims], k[..., dims]
+        if not self.rounds_inside:
+            return REFERENCE.attention(q, k, v, query_positions, key_positions, window)
+        return _attention_rounding_probabilities(q, k, v, query_positions, key_positions, window)
+
+
+def _attention_rounding_probabilities(
+    q: Tensor, k: Tensor, v: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None
+) -> Tensor:
+    """As flash kernels: exp(score - max) goes narrow into the second product, its sum stays wide and divides last."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[-2] // k.shape[-2]
+    distance = query_positions[:, None] - key_positions[None, :]
+    visible = (distance >= 0) & (key_positions >= 0)
+    if window is not None:
+        visible = visible & (distance < window)
+    empty = (key_positions < 0)[:, None, None]
+    k_wide, v_wide = (t.to(wide).masked_fill(empty, 0).repeat_interleave(group, dim=-2) for t in (k, v))
+    scores = torch.einsum("...tnh,...snh->...nts", q.to(wide), k_wide) / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~visible, -math.inf)
+    powers = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    mixed = torch.einsum("...nts,...snh->...tnh", powers.to(q.dtype).to(wide), v_wide)
+    return (mixed / powers.sum(dim=-1).transpose(-1, -2)[..., None]).to(q.dtype)
+
+
+def reordered_operators(profile: Profile, seed: int) -> Operators:
+    """The table of operators with other orders of summation; every second seed rounds inside, in a narrow profile."""
+    reordered = _Reordered(seed, rounds_inside=profile.is_narrow and seed % 2 == 1)
+    names = ("rms_norm", "qk_norm", "linear", "mlp", "router", "experts", "mtp_input", "attention")
+    return replace(REFERENCE, **{name: getattr(reordered, name) for name in names})

@@ -1,0 +1,3 @@
+"""Make the judge's options known however pytest is started."""
+
+pytest_plugins = ["conformance.plugin"]

@@ -1,0 +1,118 @@
+"""Tolerances: what they allow, what they do not, and that NaN is never equal."""
+
+import math
+
+import pytest
+import torch
+
+from conformance.counters import Counters
+from conformance.oracle import exact, legal
+from conformance.profiles import PROFILES
+from conformance.tolerance import (
+    ConformanceError,
+    DotBound,
+    Envelope,
+    UlpBound,
+    bit_exact,
+    gamma,
+    near_tie,
+    ulp,
+    within,
+)
+
+
+def test_an_ulp_is_the_distance_to_the_next_number() -> None:
+    values = torch.tensor([1.0, 1.5, 1.99, 2.0, 1024.0, 0.1])
+    for dtype in (torch.float32, torch.bfloat16):
+        held = values.to(dtype)
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        following = (held.view(bits) + 1).view(dtype)
+        assert torch.equal(ulp(held, dtype), following.double() - held.double())
+
+
+@pytest.mark.parametrize(("steps", "legal_steps"), [(1, True), (2, True), (3, False)])
+def test_ulps_are_counted_from_the_correctly_rounded_result(steps: int, legal_steps: bool) -> None:
+    want = torch.tensor([[1.3, -0.7, 1.9]], dtype=torch.float64)
+    got = (want.bfloat16().view(torch.int16) + steps).view(torch.bfloat16)
+    rule = UlpBound(ulps=2, roundings=9)
+    if legal_steps:
+        rule.check(got, want, Counters(), "here")
+    else:
+        with pytest.raises(ConformanceError, match=r"3 of 3 elements are off; worst at \(0, "):
+            rule.check(got, want, Counters(), "here")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_right(value: float) -> None:
+    want = torch.ones(2, 3, dtype=torch.float64)
+    got = torch.ones(2, 3)
+    got[1, 2] = value
+    for check in (
+        lambda: within(got, want, torch.tensor(1e30), "rule", Counters(), "here"),
+        lambda: UlpBound(2, 2).check(got, want, Counters(), "here"),
+        lambda: Envelope([torch.ones(2, 3)] * 4, want).check(got, Counters(), "here"),
+    ):
+        with pytest.raises(ConformanceError, match=r"worst at \(1, "):
+            check()
+    with pytest.raises(ConformanceError, match="differ"):
+        bit_exact(torch.tensor([math.nan]), torch.tensor([math.nan]), Counters(), "here")
+
+
+def test_a_shape_or_dtype_that_differs_is_never_right() -> None:
+    with pytest.raises(ConformanceError, match=r"shape is \(2,\); want \(3,\)"):
+        bit_exact(torch.ones(2), torch.ones(3), Counters(), "here")
+    with pytest.raises(ConformanceError, match=r"dtype is torch.float64; want torch.float32"):
+        bit_exact(torch.ones(2).double(), torch.ones(2), Counters(), "here")
+
+
+def test_a_dot_product_may_err_by_its_forward_bound_only() -> None:
+    x, weight = torch.randn(4, 500), torch.randn(6, 500)
+    want, size = exact("linear", x, weight), exact("linear", x.abs(), weight.abs())
+    rule = DotBound(500, torch.float32)
+    counters = Counters()
+    rule.check((x @ weight.T), want, size, counters, "here")
+    assert counters.statistic is not None
+    assert counters.bound is not None
+    assert counters.statistic < counters.bound
+    with pytest.raises(ConformanceError, match="gamma_500"):
+        rule.check((want + 1.1 * gamma(500, torch.float32) * size).float(), want, size, Counters(), "here")
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
+def test_one_loud_block_of_one_row_leaves_the_envelope(profile: object) -> None:
+    """A tenth of a percent in 128 of 512 columns of one row in sixteen: nothing to the whole, much to its block."""
+    chosen = PROFILES[profile.name]  # type: ignore[attr-defined]
+    random = torch.Generator().manual_seed(0)
+    size = {"generator": random}
+    x = torch.randn(16, 64, **size).to(chosen.activations)
+    gate, up = (torch.randn(96, 64, **size).to(chosen.weights) / 8 for _ in range(2))
+    down = torch.randn(512, 96, **size).to(chosen.weights) / 10
+    args = (x, gate, up, down, 7.0)
+    want = exact("mlp", *args)
+    envelope = Envelope(legal("mlp", chosen, *args), want)
+    envelope.check(legal("mlp", chosen, *args)[3], Counters(), "a legal evaluation")
+    wrong = want.clone()
+    wrong[5, 128:256] *= 1.1 if chosen.is_narrow else 1.001
+    with pytest.raises(ConformanceError, match=r"\[row, block\]: .* worst at \(5, "):
+        envelope.check(wrong.to(chosen.activations), Counters(), "one block")
+
+
+def test_a_choice_may_differ_at_a_near_tie_only() -> None:
+    scores = torch.tensor([0.9, 0.5, 0.5 - 1e-7, 0.1], dtype=torch.float64)
+    errors = torch.full((4,), 1e-7, dtype=torch.float64)
+    assert near_tie({0, 1}, scores, errors, 2, Counters(), "here") is False
+    assert near_tie({0, 2}, scores, errors, 2, Counters(), "here") is True
+    with pytest.raises(ConformanceError, match=r"chose 3 .* left out 1 .* above 2e-07"):
+        near_tie({0, 3}, scores, errors, 2, Counters(), "here")
+    with pytest.raises(ConformanceError, match="want 2 different ids"):
+        near_tie({0}, scores, errors, 2, Counters(), "here")
+
+
+def test_a_check_that_compared_nothing_is_empty() -> None:
+    counters = Counters()
+    assert counters.empty == ["comparisons"]
+    bit_exact(torch.ones(1), torch.ones(1), counters, "here")
+    counters.add("clamped", 0)
+    assert counters.empty == ["clamped"]
+    counters.add("clamped", 2)
+    assert counters.empty == []

@@ -1,0 +1,129 @@
+"""The verdict: exit codes, records, and what a failure says."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import ROOT, Judgement, judge
+from wrong_engines import FAULTS
+
+from conformance.clauses import CLAUSES, clause
+from reports.schema import ConformanceOutcome, Status, loads
+
+CORRECT = ["reference", "reference.engine:bf16_engine", "correct_engines:reordered", "correct_engines:reordered_bf16"]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_fails_the_session_and_names_its_clause(fault_outcomes: dict[str, Any], name: str) -> None:
+    outcome = fault_outcomes[name]
+    failed = {check["clause"] for check in outcome["checks"] if check["status"] == "failed"}
+    assert outcome["exit_code"] == 1
+    assert FAULTS[name].clause in failed
+    broken = [check["id"] for check in outcome["checks"] if check["status"] == "error"]
+    assert not broken, "a wrong engine must fail a check, not break it"
+
+
+def test_every_clause_has_a_fault_that_it_catches() -> None:
+    assert {fault.clause for fault in FAULTS.values()} == set(CLAUSES)
+
+
+@pytest.mark.parametrize("name", CORRECT)
+def test_correct_engines_pass_every_check(correct_judgements: dict[str, Judgement], name: str) -> None:
+    judgement = correct_judgements[name]
+    assert judgement.exit_code == 0, judgement.output[-4000:]
+    assert {check["status"] for check in judgement.record["checks"]} == {"passed"}
+
+
+def test_every_clause_has_a_check(correct_judgements: dict[str, Judgement]) -> None:
+    assert correct_judgements["reference"].clauses("passed") == set(CLAUSES)
+
+
+def test_a_check_cannot_cite_an_unknown_clause() -> None:
+    with pytest.raises(ValueError, match=r"clause: 'NORM-99' is not in clauses.toml; want one of EMB-1"):
+        clause("NORM-99")
+
+
+def test_the_record_is_what_reports_read(correct_judgements: dict[str, Judgement], tmp_path: Path) -> None:
+    record = correct_judgements["reference"].record
+    assert record["engine"] == {"name": "reference", "profile": "float32", "device": "cpu"}
+    assert (record["seed"], record["tier"], len(record["checkpoint_digest"])) == (0, "quick", 64)
+    outcome = loads(ConformanceOutcome, json.dumps(record), "checks.json")
+    assert all(check.status is Status.PASSED and check.counters["comparisons"] > 0 for check in outcome.checks)
+    assert any(check.margin is not None and 0 < check.margin < 1 for check in outcome.checks)
+
+
+def test_the_header_says_what_is_judged(correct_judgements: dict[str, Judgement]) -> None:
+    output = correct_judgements["correct_engines:reordered_bf16"].output
+    assert "engine reordered-bf16, profile bf16, device cpu, tier quick, seed 0" in output
+
+
+def test_a_failure_says_where_how_far_and_how_to_see_it_again(fault_outcomes: dict[str, Any], tmp_path: Path) -> None:
+    checks = fault_outcomes["norm_without_one"]["checks"]
+    failed = next(check for check in checks if check["status"] == "failed")
+    assert "got " in failed["detail"]
+    assert "times the bound" in failed["detail"]
+    assert f"NORM-1: {CLAUSES['NORM-1'].text}" in failed["detail"]
+    assert "engine wrong, profile float32" in failed["detail"]
+    assert failed["statistic"] > failed["bound"]
+    command = failed["detail"].split("run this check again: ")[1].splitlines()[0]
+    again = judge(tmp_path / "again.json", *shlex.split(command)[1:])
+    assert again.exit_code == 1
+    assert [check["id"] for check in again.record["checks"]] == [failed["id"]]
+
+
+def test_an_engine_that_offers_nothing_is_inconclusive(tmp_path: Path) -> None:
+    judgement = judge(tmp_path / "checks.json", "conformance/", "--engine=wrong_engines:nothing")
+    assert judgement.exit_code == 5
+    assert {check["status"] for check in judgement.record["checks"]} == {"skipped"}
+    assert all(check["detail"].startswith("NOT-SUPPORTED: ") for check in judgement.record["checks"])
+
+
+def test_rows_that_are_not_offered_are_shown_and_the_others_judged(tmp_path: Path) -> None:
+    judgement = judge(tmp_path / "checks.json", "conformance/ops", "--engine=wrong_engines:ops_only")
+    assert judgement.exit_code == 0
+    assert judgement.clauses("passed") == {"NORM-1", "ROPE-1", "ROPE-2", "ROPE-3"}
+    assert "ATT-1" in judgement.clauses("skipped")
+
+
+def test_an_unknown_engine_is_a_usage_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    judgement = judge(tmp_path / "checks.json", "conformance/", "--engine=no-such-engine")
+    assert judgement.exit_code == 4
+    assert "engine: 'no-such-engine' is not registered; known: reference" in judgement.output
+    assert "step35_suite.engines" in judgement.output
+
+
+def test_an_unknown_profile_is_a_usage_error(tmp_path: Path) -> None:
+    judgement = judge(tmp_path / "checks.json", "conformance/", "--engine=wrong_engines:unknown_profile")
+    assert judgement.exit_code == 4
+    assert "profile: is 'float7'; want one of float32, bf16" in judgement.output
+
+
+def test_a_check_whose_counter_stays_zero_is_inconclusive(tmp_path: Path) -> None:
+    """An engine that takes ``mtp`` and never drafts emits the right tokens, and shows nothing about drafts."""
+    check = "conformance/model/test_generation.py::test_drafts_do_not_change_greedy_tokens[1]"
+    judgement = judge(tmp_path / "checks.json", check, "--engine=wrong_engines:never_drafts")
+    assert judgement.exit_code == 5, judgement.output
+    assert [check["status"] for check in judgement.record["checks"]] == ["inconclusive"]
+    assert "stayed 0, so that no fault could show: drafts_verified, drafts_rejected" in judgement.output
+
+
+def test_other_tests_in_the_session_are_left_alone(tmp_path: Path) -> None:
+    others = tmp_path / "test_other.py"
+    others.write_text("def test_other():\n    assert True\n", encoding="utf-8")
+    alone = judge(tmp_path / "alone.json", str(others), f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"),
+                  "-p", "conformance.plugin", "--engine=no-such-engine", cwd=tmp_path)  # fmt: skip
+    assert alone.exit_code == 0, alone.output
+    assert alone.record == {}
+    both = judge(tmp_path / "both.json", "conformance/ops/test_draw.py", "tests/conformance/test_tolerance.py")
+    assert both.exit_code == 0, both.output
+    assert both.clauses("passed") == {"DRAW-1"}
+
+
+def test_it_runs_from_another_folder_and_a_seed_repeats_itself(tmp_path: Path) -> None:
+    folder = str(ROOT / "conformance" / "ops" / "test_linear.py")
+    runs = [judge(tmp_path / f"{i}.json", folder, "--seed=7", cwd=tmp_path) for i in range(2)]
+    assert [run.exit_code for run in runs] == [0, 0], runs[0].output
+    first, second = ([{**check, "duration_s": 0} for check in run.record["checks"]] for run in runs)
+    assert first == second
