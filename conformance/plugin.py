@@ -5,7 +5,6 @@ pytest's: 1 where a check failed, 4 for an engine or option that is wrong, 5 whe
 whole session, could not have caught a fault.
 """
 
-import hashlib
 import shlex
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -14,7 +13,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
+from reports.digest import checkpoint_sha256
 from reports.schema import CheckRecord, ConformanceOutcome, Status, dumps
 
 from .clauses import CLAUSES
@@ -35,7 +36,7 @@ class Outcome(ConformanceOutcome):
     """What ``--checks`` writes."""
 
     tier: str
-    checkpoint_digest: str
+    checkpoint_sha256: str
 
 
 @dataclass
@@ -103,6 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if _is_ours(item.path)]
     if not ours:
         return
+    torch.set_num_threads(1)  # the checks' tensors are small: more threads cost more than they bring, on any machine
     try:
         engine = find_engine(config.getoption("--engine"))
         if config.getoption("--device") is not None:
@@ -134,7 +136,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [
         f"conformance: engine {engine.name}, profile {engine.profile.name}, device {engine.device}, tier "
         f"{session.tier}, seed {session.seed}",
-        f"conformance: checkpoint {session.checkpoint} {checkpoint_digest(session.checkpoint)[:16]}",
+        f"conformance: checkpoint {session.checkpoint} {checkpoint_sha256(session.checkpoint)[:16]}",
     ]
 
 
@@ -216,7 +218,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             "device": str(judged.engine.device),
         }
         checks = tuple(judged.records.values())
-        digest = checkpoint_digest(judged.checkpoint)
+        digest = checkpoint_sha256(judged.checkpoint)
         path.write_text(dumps(Outcome(engine, judged.seed, checks, judged.tier, digest)), encoding="utf-8")
 
 
@@ -229,15 +231,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"INCONCLUSIVE {record.id}: {record.detail}")
     if not any(record.status in (Status.PASSED, Status.FAILED) for record in records):
         terminalreporter.write_line("INCONCLUSIVE: no check judged anything")
-
-
-def checkpoint_digest(folder: Path) -> str:
-    """sha256 over names and contents of a checkpoint's config and weights."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(file.name.encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _is_ours(path: Path) -> bool:

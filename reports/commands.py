@@ -17,7 +17,7 @@ def run(args: Namespace) -> int:
 def _add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the quick tier only")
     _add_engine_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, help="folder to generate from (default: the trained miniature)")
+    parser.add_argument("--checkpoint", type=Path, help="folder to run and judge on (default: the trained miniature)")
     parser.add_argument("--out", type=Path, help="folder for this run (default: results/<UTC time>)")
 
 
@@ -35,16 +35,15 @@ def _add_engine_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="reference", help="registered name or module:attribute (default: reference)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the engine's own)")
 
 
 def _run(args: Namespace) -> int:
     import dataclasses
     from datetime import UTC, datetime
 
-    from reference.commands import generate_text
-
     from hardware.identify import identify
+    from reference.commands import generate_text
 
     from .conformance_session import check_engine_name, conformance_folder, pytest_arguments
     from .redaction import redact
@@ -56,10 +55,10 @@ def _run(args: Namespace) -> int:
     request = Request(
         engine=args.engine,
         tier=tier,
-        device=args.device,
+        device=args.device or "cpu",
         checkpoint=args.checkpoint or _miniature(),
         out=args.out or new_results_folder(Path("results"), datetime.now(UTC)),
-        pytest_arguments=tuple(pytest_arguments(targets, args.engine, tier, args.device)),
+        pytest_arguments=tuple(pytest_arguments(targets, args.engine, tier, args.device, args.checkpoint)),
         command=redact(["s35", *args.words]),
     )
     return run_suite(request, lambda device: dataclasses.asdict(identify(device)), generate_text)

@@ -50,14 +50,19 @@ def check_engine_name(name: str) -> None:
         )
 
 
-def pytest_arguments(targets: Sequence[str], engine: str, tier: str, device: str) -> list[str]:
-    """Arguments of pytest that do not depend on the working folder.
+def pytest_arguments(
+    targets: Sequence[str], engine: str, tier: str, device: str | None, checkpoint: Path | None = None
+) -> list[str]:
+    """Arguments of pytest that do not depend on the working folder; without a device the engine keeps its own.
 
     An option and its value are one word: pytest takes the value of ``--engine reference`` for a folder, too.
     """
     root = conformance_folder().parent
     configuration = ["-c", str(root / "pyproject.toml"), "--rootdir", str(root)]
-    return [*configuration, f"--engine={engine}", f"--tier={tier}", f"--device={device}", *targets]
+    options = [f"--engine={engine}", f"--tier={tier}"]
+    options += [f"--device={device}"] if device else []
+    options += [f"--checkpoint={checkpoint.resolve()}"] if checkpoint else []
+    return [*configuration, *options, *targets]
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _limits(result: Result) -> str:
     skipped = [check for check in result.checks if check.status is Status.SKIPPED]
     limits = [
         "Speed: the tokens/s above are one unrepeated sample, without warm-up or a clock check.",
-        "Other weights: model checks use the suite's own miniature, whichever checkpoint wrote the text above.",
+        "Other weights: model checks ran on the checkpoint named above, and on no other.",
         f"Other hardware: everything here ran on {result.machine['device']}.",
         f"Other numerics: the engine was judged by profile {result.engine_profile or 'not known'}.",
     ]

@@ -1,6 +1,5 @@
 """``s35 run``: identify the machine, generate text, judge the engine, write one folder that says it all."""
 
-import hashlib
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .conformance_session import Session, run_session
+from .digest import checkpoint_sha256
 from .markdown import render
 from .schema import SCHEMA_VERSION, CheckRecord, GenerationSample, Result, dumps
 from .verdict import ExitCode, Status, exit_code, judge
@@ -131,16 +131,6 @@ def _run_stages(request: Request, generate: Callable[..., Mapping[str, Any]], pr
     )
     _say(f"3/3 judging engine {request.engine}, tier {request.tier}")
     progress.session = run_session(request.pytest_arguments, request.out)
-
-
-def checkpoint_sha256(checkpoint: Path) -> str:
-    """Hash the names and contents of a checkpoint's JSON and safetensors files, ordered by name."""
-    digest = hashlib.sha256()
-    files = [path for pattern in ("*.json", "*.safetensors") for path in checkpoint.glob(pattern)]
-    for path in sorted(files, key=lambda path: path.name):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _write(result: Result, out: Path) -> Path:

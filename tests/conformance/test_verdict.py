@@ -48,7 +48,7 @@ def test_a_check_cannot_cite_an_unknown_clause() -> None:
 def test_the_record_is_what_reports_read(correct_judgements: dict[str, Judgement], tmp_path: Path) -> None:
     record = correct_judgements["reference"].record
     assert record["engine"] == {"name": "reference", "profile": "float32", "device": "cpu"}
-    assert (record["seed"], record["tier"], len(record["checkpoint_digest"])) == (0, "quick", 64)
+    assert (record["seed"], record["tier"], len(record["checkpoint_sha256"])) == (0, "quick", 64)
     outcome = loads(ConformanceOutcome, json.dumps(record), "checks.json")
     assert all(check.status is Status.PASSED and check.counters["comparisons"] > 0 for check in outcome.checks)
     assert any(check.margin is not None and 0 < check.margin < 1 for check in outcome.checks)

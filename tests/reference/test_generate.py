@@ -133,7 +133,7 @@ fractions = (
 def test_what_speculation_emits_has_exactly_the_target_distribution(
     rows: list[list[Fraction]], draft: list[list[Fraction]]
 ) -> None:
-    """Vocabulary 3, two drafts, every outcome enumerated: the joint distribution of the emitted tokens is the target's."""
+    """Vocabulary 3, two drafts, every outcome enumerated: the emitted tokens' joint distribution is the target's."""
     prefixes = [p for n in range(3) for p in itertools.product(range(3), repeat=n)]
     target = dict(zip(prefixes, rows, strict=True))
     emitted = exact_distribution(target, draft)

@@ -12,7 +12,8 @@ import pytest
 
 from reports import run
 from reports.conformance_session import conformance_folder, pytest_arguments
-from reports.run import Request, checkpoint_sha256, new_results_folder, run_suite
+from reports.digest import checkpoint_sha256
+from reports.run import Request, new_results_folder, run_suite
 from reports.schema import Result, load
 from reports.verdict import ExitCode
 
@@ -23,7 +24,7 @@ import json, os, signal
 from pathlib import Path
 
 def pytest_addoption(parser):
-    for option in ("--engine", "--tier", "--device", "--checks"):
+    for option in ("--engine", "--tier", "--device", "--checkpoint", "--checks"):
         parser.addoption(option)
 
 def pytest_configure(config):

@@ -1,0 +1,14 @@
+"""What identifies a checkpoint in a record."""
+
+import hashlib
+from pathlib import Path
+
+
+def checkpoint_sha256(checkpoint: Path) -> str:
+    """Hash the names and contents of a checkpoint's JSON and safetensors files, ordered by name."""
+    digest = hashlib.sha256()
+    files = [path for pattern in ("*.json", "*.safetensors") for path in checkpoint.glob(pattern)]
+    for path in sorted(files, key=lambda path: path.name):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""The miniature is what its card says: the published format, a model of its text, and no feature without effect."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference.accounting import inspect
+from reference.chat import parse, render
+from reference.checkpoint import Checkpoint
+from reference.generate import generate
+from reference.model import Model
+from reference.nano import architecture
+from reference.nano.features import VARIANTS, log_probabilities
+from reference.nano.measure import acceptance, depth_nats, held_out_tokens, load, windows
+from reference.tokenizer import Tokenizer
+
+NANO = Path(__file__).parents[2] / "reference" / "nano"
+TRAINING = json.loads((NANO / "training.json").read_text())["held_out"]
+LENGTH, COUNT = 256, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(NANO)
+
+
+@pytest.fixture(scope="module")
+def batch() -> torch.Tensor:
+    return windows(held_out_tokens(NANO), COUNT, LENGTH)
+
+
+def test_the_config_is_the_one_that_the_training_script_holds() -> None:
+    assert json.loads((NANO / "config.json").read_text()) == architecture.CONFIG
+
+
+def test_the_weights_are_small_enough_to_ship_and_whole_fp8_blocks() -> None:
+    counts = inspect(Checkpoint(NANO).config)
+    assert counts["checkpoint_bytes"] <= 32e6
+    for layer in Checkpoint(NANO).config.layers:
+        if layer.is_moe:
+            assert layer.hidden_size % 128 == 0
+            assert layer.intermediate_size % 128 == 0
+
+
+def test_special_tokens_stand_where_the_config_says() -> None:
+    tokenizer = Tokenizer.from_checkpoint(NANO)
+    assert [tokenizer.token_id(token) for token in architecture.SPECIAL_TOKENS] == list(range(11))
+    assert tokenizer.vocab_size == Checkpoint(NANO).config.vocab_size
+
+
+@torch.inference_mode()
+def test_held_out_text_is_far_likelier_than_under_count_models(model: Model, batch: torch.Tensor) -> None:
+    nats = depth_nats(model, batch)
+    bigram = torch.tensor(TRAINING["bigram_perplexity"]).log()
+    assert TRAINING["bigram_perplexity"] < TRAINING["unigram_perplexity"]
+    assert all(n < bigram - 1 for n in nats), "each depth, too, is e times less perplexed than a bigram model"
+    # the windows are a sample of the text that training.json's figure is over: about as perplexing
+    assert nats[0] == pytest.approx(float(torch.tensor(TRAINING["perplexity"]).log()), rel=0.25)
+
+
+@torch.inference_mode()
+def test_every_draft_position_is_accepted_far_above_chance(model: Model) -> None:
+    shares = acceptance(model, held_out_tokens(NANO), prompts=6, new_tokens=48)
+    assert shares == sorted(shares, reverse=True)
+    # guessing the most frequent token at each of three positions would be right this often
+    chance = [TRAINING["most_frequent_token_share"] ** (position + 1) for position in range(3)]
+    assert all(share > 2 * guess for share, guess in zip(shares, chance, strict=True))
+
+
+@torch.inference_mode()
+def test_drafts_save_steps_and_change_nothing(model: Model) -> None:
+    prompt = held_out_tokens(NANO)[:100].tolist()
+    plain, drafted = generate(model, prompt, 64), generate(model, prompt, 64, mtp=3)
+    assert drafted.tokens == plain.tokens
+    assert drafted.drafted_per_position[0] < 40, "64 tokens in fewer steps"
+
+
+# Equal but for the last place of float32: 16 - silu(16) = 16 / (1 + e^16) = 1.8e-6, and an ulp of numbers just below 16
+# is 9.5e-7, so that min(silu(g), 16) and silu(min(g, 16)) differ by 2 ulp at most, and only where g > 16.
+EQUIVALENT = {("shared clamp", "before silu")}
+
+
+@pytest.fixture(scope="module")
+def rounding_kl(model: Model, batch: torch.Tensor) -> float:
+    """KL divergence between two right float32 evaluations: one pass, and chunks of 50 through the cache."""
+    whole = log_probabilities(model, batch, 0)
+    divergences = []
+    with torch.inference_mode():
+        for row, log_p in zip(batch, whole, strict=True):
+            cache = model.new_cache()
+            chunked = torch.cat([model.logits(model.hidden(chunk, cache)) for chunk in row.split(50)])
+            got = chunked.double().log_softmax(dim=-1)
+            divergences.append(float((log_p.exp() * (log_p - got)).sum(dim=-1).mean()))
+    return max(abs(kl) for kl in divergences)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=[f"{v.feature}: {v.change}: {v.depth}" for v in VARIANTS])
+def test_no_feature_is_without_effect(
+    variant: "VARIANTS[0]",  # type: ignore[valid-type]
+    model: Model,
+    batch: torch.Tensor,
+    rounding_kl: float,
+) -> None:
+    config, weights = model.config, model.weights
+    wrong = variant.model(variant.config(config), variant.weights(config, weights), variant.dtype, "cpu", variant.ops)
+    true, got = log_probabilities(model, batch, variant.depth), log_probabilities(wrong, batch, variant.depth)
+    kl = float((true.exp() * (true - got)).sum(dim=-1).mean())
+    if (variant.feature, variant.change) in EQUIVALENT:
+        assert kl <= 100 * rounding_kl
+    else:
+        assert kl > 100 * rounding_kl
+
+
+@torch.inference_mode()
+def test_it_answers_in_the_chat_format(model: Model) -> None:
+    tokenizer = Tokenizer.from_checkpoint(NANO)
+    question = [{"role": "user", "content": "What does json.dumps do?"}]
+    prompt = render(tokenizer.chat_template, question, bos_token=tokenizer.bos_token)
+    result = generate(model, tokenizer.encode(prompt, add_bos=True), 200)
+    message = parse(tokenizer.decode(result.tokens, skip_special=True))
+    assert result.finish_reason == "stop"
+    assert message.reasoning
+    assert message.content or message.tool_calls
