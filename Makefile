@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test check conformance clean
+.PHONY: run test check conformance peers clean
 
 run: $(INSTALLED)  ## first verdict: no GPU, no download of weights
 	$(BIN)/s35 run --quick
@@ -18,6 +18,10 @@ check: $(INSTALLED)
 
 conformance: $(INSTALLED)
 	$(BIN)/s35 conform
+
+peers: $(INSTALLED)  ## the miniature in other implementations: transformers, mlx-lm; llama.cpp where it is installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/pytest tests/peers
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -153,7 +153,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             f"\n{clause.id}: {clause.text}\nengine {session.engine.name}, profile {session.engine.profile.name}; "
             f"run this check again: {session.rerun_command(item.nodeid)}"
         )
-        report.sections.append(("conformance", detail))
+        if call.excinfo is not None and isinstance(call.excinfo.value, ConformanceError):
+            report.longrepr = detail  # a verdict needs no traceback through the judge
+        else:
+            report.sections.append(("conformance", detail))
     before = session.records.get(item.nodeid)
     if report.when != "call" and report.passed and before is not None:
         return report
