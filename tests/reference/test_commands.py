@@ -1,0 +1,116 @@
+"""s35 inspect, generate and logits: what they print, and errors in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import s35
+
+ROOT = Path(__file__).parents[2]
+NANO = ROOT / "reference" / "nano"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = s35.main(words)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    code, out, _ = run(capsys, *words, "--json")
+    assert code == 0
+    record: dict[str, Any] = json.loads(out)
+    return record
+
+
+def test_inspect_counts_the_published_config(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "reference" / "configs" / "step_3_5_flash.json")
+    counts = run_json(capsys, "inspect", "--config", config)
+    assert counts["num_tensors"] == 804
+    assert counts["checkpoint_bytes"] == 398768626944
+    assert counts["parameters"]["total"] == 199384301376
+    assert counts["kv_cache_bytes"]["262144"] == 12954107904
+    _, table, _ = run(capsys, "inspect", "--config", config)
+    assert "parameters, backbone" in table
+    assert "196,956,130,368" in table
+
+
+def test_inspect_verifies_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run_json(capsys, "inspect", "--checkpoint", str(NANO))["parameters"]["mtp"] > 0
+    (tmp_path / "config.json").write_text((NANO / "config.json").read_text())
+    code, _, err = run(capsys, "inspect", "--checkpoint", str(tmp_path))
+    assert code == 4
+    assert "holds neither model.safetensors nor" in err
+
+
+def test_generate_prints_text_tokens_and_acceptance(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--checkpoint", str(NANO), "--prompt", "def ", "--max-new-tokens", "24")
+    drafted, plain = run_json(capsys, *words, "--mtp", "3"), run_json(capsys, *words)
+    assert drafted["tokens"] == plain["tokens"]
+    assert len(drafted["tokens"]) == 24
+    assert len(drafted["acceptance_per_position"]) == 3
+    assert plain["acceptance_per_position"] == []
+    code, out, err = run(capsys, *words, "--mtp", "3")
+    assert code == 0
+    assert out == drafted["text"] + "\n"  # as it streamed
+    assert "24 tokens (length)" in err
+    assert "drafts accepted by position" in err
+
+
+def test_generate_samples_by_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--prompt", "import ", "--max-new-tokens", "16", "--temperature", "1", "--top-p", "0.9")
+    first, again, other = (run_json(capsys, *words, "--seed", seed)["tokens"] for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_generate_answers_a_chat_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps([{"role": "user", "content": "What does os.path.join do?"}]))
+    record = run_json(capsys, "generate", "--chat", str(chat), "--max-new-tokens", "200")
+    assert record["finish_reason"] == "stop"
+    assert record["message"]["reasoning"]
+    assert "<" not in record["message"]["content"]
+
+
+def test_generate_runs_a_registered_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--prompt", "class ", "--max-new-tokens", "8", "--mtp", "2")
+    record = run_json(capsys, *words, "--engine", "reference.engine:engine")
+    assert record["tokens"] == run_json(capsys, *words)["tokens"]
+
+
+def test_streamed_logits_are_the_loaded_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = [tmp_path / "streamed.safetensors", tmp_path / "loaded.safetensors"]
+    words = ("logits", "--checkpoint", str(NANO), "--prompt", "for i in range(", "--out")
+    streamed = run_json(capsys, *words, str(files[0]), "--stream")
+    loaded = run_json(capsys, *words, str(files[1]))
+    assert streamed["next"] == loaded["next"]
+    assert streamed["peak_memory_bytes"] > 0
+    first, second = (load_file(path) for path in files)
+    assert torch.equal(first["logits"], second["logits"])
+    assert first["logits"].shape == (len(streamed["tokens"]), 768)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--prompt", "x", "--mtp", "4"], "mtp: is 4; want 0 to 3"),
+        (["generate", "--prompt", "x", "--top-p", "0"], "sampling: temperature 0.0, top_k 0, top_p 0.0"),
+        (["generate", "--prompt", "x", "--checkpoint", "nowhere"], "nowhere"),
+        (["generate", "--prompt", "x", "--device", "tpu"], "device: is 'tpu'; want cpu, cuda, cuda:N or mps"),
+        (["generate", "--prompt", "x", "--engine", "nobody"], "engine: 'nobody' is not registered"),
+        (["generate", "--chat", "nowhere.json"], "nowhere.json"),
+        (["inspect", "--config", "nowhere.json"], "nowhere.json: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_4(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (4, "")
+    assert err.startswith(f"s35 {words[0]}: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
