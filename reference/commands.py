@@ -247,7 +247,7 @@ def _generate_elsewhere(args: Namespace, prompt_ids: list[int], sampling: Any) -
 def _message_of(text: str, tools: Any) -> dict[str, Any]:
     import dataclasses
 
-    from .chat import parse
+    from .response import parse
 
     return dataclasses.asdict(parse(text, tools))
 

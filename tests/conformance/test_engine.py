@@ -22,7 +22,7 @@ def test_engines_are_found_by_registered_name_and_by_attribute() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "'nothing' is not registered; known: reference; register yours under"),
+        ("nothing", "'nothing' is not registered; known: reference, reference-bf16; register yours under"),
         ("no_such_module:engine", "no_such_module cannot be imported"),
         ("reference.engine:absent", "reference.engine has no 'absent'; want module:attribute"),
         ("reference.config:ModelConfig", r"reference.config:ModelConfig\(\) raised TypeError"),

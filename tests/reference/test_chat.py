@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from reference.chat import (
-    ChatError,
+from reference.chat import load_chat, render
+from reference.response import (
     Event,
     ParsedMessage,
     ResponseParser,
@@ -20,10 +20,9 @@ from reference.chat import (
     ToolCallEnd,
     ToolCallStart,
     assemble,
-    load_chat,
     parse,
-    render,
 )
+from reference.tool_schema import ChatError
 
 TEMPLATE = (Path(__file__).parents[2] / "reference/nano/chat_template.jinja").read_text(encoding="utf-8")
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")

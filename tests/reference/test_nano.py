@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from reference.accounting import inspect
-from reference.chat import parse, render
+from reference.chat import render
 from reference.checkpoint import Checkpoint
 from reference.generate import generate
 from reference.model import Model
 from reference.nano import architecture
-from reference.nano.features import VARIANTS, log_probabilities
+from reference.nano.features import log_probabilities
 from reference.nano.measure import acceptance, depth_nats, held_out_tokens, load, windows
+from reference.nano.variants import VARIANTS, Variant
+from reference.response import parse
 from reference.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "reference" / "nano"
@@ -98,7 +100,7 @@ def rounding_kl(model: Model, batch: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=[f"{v.feature}: {v.change}: {v.depth}" for v in VARIANTS])
 def test_no_feature_is_without_effect(
-    variant: "VARIANTS[0]",  # type: ignore[valid-type]
+    variant: Variant,
     model: Model,
     batch: torch.Tensor,
     rounding_kl: float,
