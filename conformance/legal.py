@@ -37,6 +37,17 @@ class _Reordered:
     def qk_norm(self, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self.rms_norm(q, q_weight, eps), self.rms_norm(k, k_weight, eps)
 
+    def rope(self, x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """Angles in float32, as engines form them; the reference's are float64."""
+        angles_of = _angles_rounded_once if self.seed // 2 % 2 == 0 else _angles_multiplied_up
+        angles_T1F = angles_of(positions.float(), frequencies)[:, None, :]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        half = len(frequencies)
+        cos, sin = angles_T1F.cos().to(wide), angles_T1F.sin().to(wide)
+        first, second = x[..., :half].to(wide), x[..., half : 2 * half].to(wide)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+        return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
+
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         order = self.order(x.shape[-1])
         return REFERENCE.linear(x[..., order], weight[:, order])
@@ -99,6 +110,22 @@ class _Reordered:
         return _attention_rounding_probabilities(q, k, v, query_positions, key_positions, window)
 
 
+def _angles_rounded_once(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """As transformers, mlx-lm and vLLM: a float32 frequency times a float32 position."""
+    return positions[:, None] * frequencies.float()
+
+
+def _angles_multiplied_up(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """As llama.cpp (ggml_rope_cache_init): each pair's angle from the one before, rounded every time.
+
+    Legal in a whole model's logits; the row ``rope`` is held to position times frequency.
+    """
+    angles = [positions * frequencies[0].float()]
+    for ratio in (frequencies[1:] / frequencies[:-1]).float():
+        angles.append(angles[-1] * ratio)
+    return torch.stack(angles, dim=-1)
+
+
 def _attention_rounding_probabilities(
     q: Tensor, k: Tensor, v: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None
 ) -> Tensor:
@@ -121,5 +148,5 @@ def _attention_rounding_probabilities(
 def reordered_operators(profile: Profile, seed: int) -> Operators:
     """The table of operators with other orders of summation; every second seed rounds inside, in a narrow profile."""
     reordered = _Reordered(seed, rounds_inside=profile.is_narrow and seed % 2 == 1)
-    names = ("rms_norm", "qk_norm", "linear", "mlp", "router", "experts", "mtp_input", "attention")
+    names = ("rms_norm", "qk_norm", "rope", "linear", "mlp", "router", "experts", "mtp_input", "attention")
     return replace(REFERENCE, **{name: getattr(reordered, name) for name in names})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -111,6 +111,8 @@ def train_tokenizer(corpus: list[Document]) -> RawTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((d.text for d in corpus if not d.held_out and not d.is_chat), trainer)
+    begin = SPECIAL_TOKENS[BOS]  # loaders that encode by tokenizer.json alone begin with it, too
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, BOS)])
     if tokenizer.get_vocab_size() != CONFIG["vocab_size"]:
         raise ValueError(f"tokenizer: has {tokenizer.get_vocab_size()} tokens; want {CONFIG['vocab_size']}")
     return tokenizer
@@ -155,7 +157,7 @@ def write_held_out(path: Path, held_out: list[Document]) -> None:
 
 def tokenise(tokenizer: RawTokenizer, corpus: list[Document]) -> Tensor:
     """All documents in one row, each between a start and an end token."""
-    encoded = tokenizer.encode_batch([d.text for d in corpus])
+    encoded = tokenizer.encode_batch([d.text for d in corpus], add_special_tokens=False)
     return torch.tensor([token for e in encoded for token in (BOS, *e.ids, EOS)])
 
 

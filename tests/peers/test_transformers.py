@@ -32,7 +32,7 @@ QUESTION = {"role": "user", "content": "Wie wird das Wetter?"}
 CALLING = {"role": "assistant", "content": "", "reasoning_content": "Look it up.", "tool_calls": [CALL, CALL]}
 RESULT = {"role": "tool", "content": "sunny"}
 ANSWER = {"role": "assistant", "content": "<think>\nIt is sunny.\n</think>\nSunny."}
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
     "one_question": ([QUESTION], None),
     "system_and_history": ([{"role": "system", "content": "Be brief."}, QUESTION, ANSWER, QUESTION], None),
     "tools_offered": ([{"role": "system", "content": "Be brief."}, QUESTION], [WEATHER]),
@@ -122,9 +122,7 @@ def test_the_chat_template_renders_the_same(
     fast_tokenizer: Any, tokenizer: Tokenizer, name: str, add_generation_prompt: bool
 ) -> None:
     messages, tools = CONVERSATIONS[name]
-    ours = chat.render(
-        tokenizer.chat_template, messages, tools, add_generation_prompt, bos_token=tokenizer.bos_token
-    )
+    ours = chat.render(tokenizer.chat_template, messages, tools, add_generation_prompt, bos_token=tokenizer.bos_token)
     options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
     assert fast_tokenizer.apply_chat_template(messages, tokenize=False, **options) == ours
     theirs = fast_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)

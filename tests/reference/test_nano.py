@@ -125,3 +125,17 @@ def test_it_answers_in_the_chat_format(model: Model) -> None:
     assert result.finish_reason == "stop"
     assert message.reasoning
     assert message.content or message.tool_calls
+
+
+def test_the_card_shows_the_recorded_figures() -> None:
+    card = (NANO / "README.md").read_text()
+    mtp = ", ".join(f"{value:.2f}" for value in TRAINING["mtp_perplexity"])
+    accepted = ", ".join(f"{share:.0%}".replace("%", " %") for share in TRAINING["acceptance_per_position"])
+    for figure in (
+        f"| perplexity per token | {TRAINING['perplexity']:.2f} |",
+        f"| the same, MTP depths 1, 2, 3 | {mtp} |",
+        f"| bigram model of the same training text | {TRAINING['bigram_perplexity']:.2f} |",
+        f"| unigram model | {TRAINING['unigram_perplexity']:.2f} |",
+        f"| drafts accepted at positions 1, 2, 3, greedy | {accepted} |",
+    ):
+        assert figure in card
