@@ -9,6 +9,8 @@ operator check or more text to be seen. Writes features.md beside the checkpoint
 """
 
 import argparse
+import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +89,8 @@ def main() -> None:
     for effect in effects(args.checkpoint, args.device, args.windows, args.length):
         rows.append(effect)
         print(effect, flush=True)
-    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    cpu = f"a {os.cpu_count()}-core {platform.machine()} CPU"
+    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu
     (args.checkpoint / "features.md").write_text(
         "# What each feature is worth to the miniature\n\n"
         f"Made by `python -m reference.nano.features --device {args.device} --windows {args.windows} "
