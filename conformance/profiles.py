@@ -11,6 +11,8 @@ class Profile:
 
     ``activations``: inputs and outputs of operators, and of the steps inside ``mlp``; an engine may also round the
     intermediates of ``experts`` and the probabilities of ``attention`` to it.
+    ``accumulate``: sums, statistics, router scores, and rotary angles, cosines and sines. (StepFun's eager code rounds
+    cosines and sines to bfloat16: that would be a profile of its own.)
     """
 
     name: str
