@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this one, which engines under test are named by
 
-from processes import HERE, Judgement, finish, start, start_judge
+from processes import HERE, TIMEOUT_S, Judgement, finish, start, start_judge
 from wrong_engines import MODEL_FAULTS, OP_FAULTS
 
 CORRECT = ["reference", "reference.engine:bf16_engine", "correct_engines:reordered", "correct_engines:reordered_bf16"]
@@ -30,7 +30,7 @@ def fault_outcomes(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> dict
         running.append((folder, process))
     outcomes: dict[str, Any] = {}
     for folder, process in running:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, output[-3000:]
         outcomes |= json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))
     return outcomes

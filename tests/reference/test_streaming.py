@@ -60,7 +60,7 @@ def test_a_checkpoint_larger_than_the_memory_allowed_is_streamed(tmp_path: Path)
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", CHILD, str(allowed), str(tmp_path), *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
 
     streamed = run("--stream")
     assert streamed.returncode == 0, streamed.stderr
