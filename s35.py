@@ -17,6 +17,10 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     "inspect": ("reference.commands", "describe a checkpoint and account for each of its tensors"),
     "generate": ("reference.commands", "continue a prompt with the reference engine"),
     "logits": ("reference.commands", "print the reference engine's logits for a prompt"),
+    "prove": (
+        "conformance.commands",
+        "prove the judge: run it on wrong engines, which it must fail, and on right ones",
+    ),
     "hardware": ("hardware.commands", "identify the machine: each value with its source"),
 }
 
