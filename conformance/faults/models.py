@@ -99,8 +99,11 @@ class FirstDepthModel(ReferenceModel):
 
 
 class UnseededModel(ReferenceModel):
-    def generate(self, *args: Any, seed: int = 0, **options: Any) -> Generation:
-        return super().generate(*args, seed=int(torch.randint(1 << 30, ())), **options)
+    def generate(
+        self, prompt_ids: list[int], max_new_tokens: int, mtp: int = 0, *args: Any, **options: Any
+    ) -> Generation:
+        options["seed"] = int(torch.randint(1 << 30, ()))
+        return super().generate(prompt_ids, max_new_tokens, mtp, *args, **options)
 
 
 class SecondBestModel(ReferenceModel):
