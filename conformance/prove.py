@@ -1,7 +1,7 @@
 """Prove the judge: run it on every wrong engine of the catalogue, which it must fail, and on the right ones.
 
-A fault is caught if a check of its own clause fails and no check breaks. Whatever else happens to it, a timeout
-included, counts against the judge.
+A fault is caught if a check of its own clause fails and no check breaks. Whatever else happens to it, a timeout or a
+process that ends without a record included, counts against the judge.
 """
 
 import json
@@ -124,7 +124,7 @@ def _outcome(name: str, exit_code: int | None, seconds: float, checks: list[dict
     fault = FAULTS.get(name)
     if exit_code is None:
         verdict = "timeout"
-    elif broken or exit_code not in (0, 1, 5):
+    elif broken or not checks or exit_code not in (0, 1, 5):
         verdict = "error"
     elif fault is None:
         verdict = "accepted" if exit_code == 0 else "rejected"

@@ -8,7 +8,6 @@ Source: published tensor lists of stepfun-ai/Step-3.5-Flash (804 tensors) and -F
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import ConfigError, LayerConfig, ModelConfig
+from .config import LayerConfig, ModelConfig
 from .quantization import Fp8Weight
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -307,13 +306,6 @@ def save_checkpoint(
     Checkpoint(folder)
 
 
-def copy_companions(source: str | Path, target: str | Path) -> None:
-    """Copy what a checkpoint folder holds beside its weights: tokenizer, chat template, generation settings."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        if (Path(source) / name).exists():
-            shutil.copy2(Path(source) / name, Path(target) / name)
-
-
 def _join_scales(tensors: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     for name in EXPERT_NAMES:
         scale_inv = tensors.pop(f"{name}_scale_inv", None)
@@ -337,16 +329,3 @@ def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:MAX_LISTED])
     return f"{len(names)} ({shown}{', …' if len(names) > MAX_LISTED else ''})"
-
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "ConfigError",
-    "LoadedWeights",
-    "TensorSpec",
-    "copy_companions",
-    "expected_tensors",
-    "layer_tensors",
-    "save_checkpoint",
-]

@@ -57,8 +57,8 @@ def _add_logits(parser: ArgumentParser) -> None:
 
 def _add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, default=MINIATURE, help="folder (default: the trained miniature)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations (default: float32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cpu, or the engine's own)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the reference's activations (default: float32)")
 
 
 def _inspect(args: Namespace) -> int:
@@ -109,9 +109,9 @@ def _generate(args: Namespace) -> int:
             print(decoder.push(token), end="", flush=True)
 
     if args.engine == "reference":
-        result = _run_generate(args, prompt_ids, args.max_new_tokens, args.mtp, sampling, show)
+        result = _generate_here(args, prompt_ids, sampling, show)
     else:
-        result = _generate_elsewhere(args, prompt_ids, sampling)
+        result = _generate_elsewhere(args, prompt_ids, sampling, tokenizer.eos_ids)
         for token in result.tokens:
             show(token)
     output = tokenizer.decode(result.tokens, skip_special=True)
@@ -133,7 +133,7 @@ def _generate(args: Namespace) -> int:
         print(json.dumps(record, ensure_ascii=False, indent=2))
         return 0
     print(decoder.finish())
-    speed = f"{result.tokens_per_s:.1f} tokens/s" if result.tokens_per_s else "one token"
+    speed = f"{result.tokens_per_s:.1f} tokens/s" if result.tokens_per_s else "speed not known"
     accepted = ", ".join("-" if a is None else f"{a:.0%}" for a in result.acceptance_per_position)
     drafts = f"; drafts accepted by position: {accepted}" if args.mtp else ""
     print(f"{len(result.tokens)} tokens ({result.finish_reason}), {speed}{drafts}", file=sys.stderr)
@@ -143,21 +143,13 @@ def _generate(args: Namespace) -> int:
 def _logits(args: Namespace) -> int:
     import torch
 
-    from .checkpoint import Checkpoint
-    from .model import Model
     from .tokenizer import Tokenizer
 
-    device = _device(args.device)
-    dtype = getattr(torch, args.dtype)
     tokenizer = Tokenizer.from_checkpoint(args.checkpoint)
-    checkpoint = Checkpoint(args.checkpoint)
-    if args.stream and device.type != "cpu":
-        raise ValueError(f"stream: device is {args.device}; want cpu: a streamed layer stays in the file's memory map")
-    weights = checkpoint if args.stream else checkpoint.load(device, None if dtype == torch.bfloat16 else dtype)
     token_ids = torch.tensor(tokenizer.encode(args.prompt, add_bos=True))
+    model = _open(args.checkpoint, args.device, args.dtype, args.stream)
     started = time.perf_counter()
     with torch.inference_mode():
-        model = Model(checkpoint.config, weights, dtype, device)
         logits = model.logits(model.hidden(token_ids)).cpu()
     seconds = time.perf_counter() - started
     if args.out is not None:
@@ -189,13 +181,15 @@ def generate_text(checkpoint: Path, prompt: str, max_new_tokens: int, mtp: int, 
     Returns:
         text, tokens, tokens_per_s and acceptance_per_position, as ``s35 generate --json`` prints them.
     """
-    from .generate import SamplingParams
+    import torch
+
+    from .generate import generate
     from .tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
-    args = Namespace(checkpoint=checkpoint, device=device, dtype="float32")
-    prompt_ids = tokenizer.encode(prompt, add_bos=True)
-    result = _run_generate(args, prompt_ids, max_new_tokens, mtp, SamplingParams(), lambda token: None)
+    with torch.inference_mode():
+        model = _open(checkpoint, device)
+        result = generate(model, tokenizer.encode(prompt, add_bos=True), max_new_tokens, mtp)
     return {
         "text": tokenizer.decode(result.tokens, skip_special=True),
         "tokens": result.tokens,
@@ -204,43 +198,53 @@ def generate_text(checkpoint: Path, prompt: str, max_new_tokens: int, mtp: int, 
     }
 
 
-def _run_generate(
-    args: Namespace, prompt_ids: list[int], max_new_tokens: int, mtp: int, sampling: Any, show: Any
-) -> Any:
+def _open(checkpoint: Path, device: str | None, dtype: str | None = None, stream: bool = False) -> Any:
+    """The reference's model, loaded or, with ``stream``, run from its files."""
     import torch
 
     from .checkpoint import Checkpoint
-    from .generate import generate
     from .model import Model
 
-    device, dtype = _device(args.device), getattr(torch, args.dtype)
-    checkpoint = Checkpoint(args.checkpoint)
-    weights = checkpoint.load(device, None if dtype == torch.bfloat16 else dtype)
+    place, activations = _device(device or "cpu"), getattr(torch, dtype or "float32")
+    if stream and place.type != "cpu":
+        raise ValueError(f"stream: device is {device}; want cpu: a streamed layer stays in the file's memory map")
+    opened = Checkpoint(checkpoint)
+    weights = opened if stream else opened.load(place, None if activations == torch.bfloat16 else activations)
+    return Model(opened.config, weights, activations, place)
+
+
+def _generate_here(args: Namespace, prompt_ids: list[int], sampling: Any, show: Any) -> Any:
+    import torch
+
+    from .generate import generate
+
     with torch.inference_mode():
-        model = Model(checkpoint.config, weights, dtype, device)
-        return generate(model, prompt_ids, max_new_tokens, mtp, sampling, show)
+        model = _open(args.checkpoint, args.device, args.dtype)
+        return generate(model, prompt_ids, args.max_new_tokens, args.mtp, sampling, show)
 
 
-def _generate_elsewhere(args: Namespace, prompt_ids: list[int], sampling: Any) -> Any:
-    """Generate with a registered engine; its time is not split into prefill and decode."""
+def _generate_elsewhere(args: Namespace, prompt_ids: list[int], sampling: Any, eos_ids: frozenset[int]) -> Any:
+    """Generate with a registered engine; its time is not known by parts, and so no speed is."""
     from dataclasses import asdict
 
     from conformance.engine import find_engine, move
 
     from .generate import Generation
 
+    if args.dtype is not None:
+        raise ValueError(f"dtype: is {args.dtype} for engine {args.engine}, whose profile decides; want it left out")
     engine = find_engine(args.engine)
-    if args.device != "cpu":
+    if args.device is not None:
         move(engine, args.device)
-    model = engine.load_model(args.checkpoint)
-    started = time.perf_counter()
-    made = model.generate(prompt_ids, args.max_new_tokens, mtp=args.mtp, **asdict(sampling))
+    made = engine.load_model(args.checkpoint).generate(
+        prompt_ids, args.max_new_tokens, mtp=args.mtp, **asdict(sampling)
+    )
+    tokens = list(made.tokens)
     return Generation(
-        tokens=list(made.tokens),
-        finish_reason="length" if len(made.tokens) >= args.max_new_tokens else "stop",
+        tokens=tokens,
+        finish_reason="stop" if tokens and tokens[-1] in eos_ids else "length",
         drafted_per_position=list(made.drafted_per_position),
         accepted_per_position=list(made.accepted_per_position),
-        decode_s=time.perf_counter() - started,
     )
 
 

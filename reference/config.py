@@ -241,7 +241,9 @@ class _Reader:
         if values is None:
             raise ConfigError(f"{name}: is missing; want a list of {num_layers} or {num_layers + num_mtp} entries")
         if not isinstance(values, list):
-            return values
+            raise ConfigError(
+                f"{name}: is {values!r}; want a list of {num_layers} or {num_layers + num_mtp} entries, one a layer"
+            )
         if len(values) not in (num_layers, num_layers + num_mtp):
             raise ConfigError(
                 f"{name}: has {len(values)} entries; want {num_layers} (num_hidden_layers) "
@@ -368,16 +370,17 @@ class _Reader:
         return types
 
     def _scaling(self) -> RopeScaling | None:
-        name = "rope_scaling"
-        scaling = self.fields.get(name)
+        scaling = self.fields.get("rope_scaling")
         if scaling is None:
             return None
         kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
         if kind != "llama3":
-            raise ConfigError(f"{name}.rope_type: is {kind!r}; want 'llama3'")
+            raise ConfigError(f"rope_scaling.rope_type: is {kind!r}; want 'llama3'")
         missing = [key for key in RopeScaling.__dataclass_fields__ if not _is_number(scaling.get(key))]
         if missing:
-            raise ConfigError(f"{name}: lacks a number for {', '.join(missing)}; want all four of a llama3 scaling")
+            raise ConfigError(
+                f"rope_scaling: lacks a number for {', '.join(missing)}; want all four of a llama3 scaling"
+            )
         parsed = RopeScaling(
             factor=float(scaling["factor"]),
             low_freq_factor=float(scaling["low_freq_factor"]),
@@ -385,7 +388,9 @@ class _Reader:
             original_max_position_embeddings=int(scaling["original_max_position_embeddings"]),
         )
         if not parsed.factor >= 1 or not 0 < parsed.low_freq_factor < parsed.high_freq_factor:
-            raise ConfigError(f"{name}: is {scaling!r}; want factor >= 1 and 0 < low_freq_factor < high_freq_factor")
+            raise ConfigError(
+                f"rope_scaling: is {scaling!r}; want factor >= 1 and 0 < low_freq_factor < high_freq_factor"
+            )
         return parsed
 
     def _quantization(self) -> Fp8Config | None:

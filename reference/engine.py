@@ -104,5 +104,3 @@ class ReferenceSession:
 
 engine = ReferenceEngine()
 bf16_engine = ReferenceEngine("reference-bf16", "bf16")
-
-__all__ = ["PROFILE_DTYPES", "ReferenceEngine", "ReferenceModel", "ReferenceSession", "bf16_engine", "engine"]

@@ -39,13 +39,13 @@ class Generation:
     finish_reason: str = "length"
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
+    prefill_s: float | None = None  # until the first token; None where the two were not told apart
+    decode_s: float | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens after the first over the time after the first; None if there is no second token."""
-        return (len(self.tokens) - 1) / self.decode_s if len(self.tokens) > 1 else None
+        """Tokens after the first over the time after the first; None without a second token or that time."""
+        return (len(self.tokens) - 1) / self.decode_s if len(self.tokens) > 1 and self.decode_s else None
 
     @property
     def acceptance_per_position(self) -> list[float | None]:

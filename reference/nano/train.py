@@ -147,11 +147,9 @@ def write_held_out(path: Path, held_out: list[Document]) -> None:
     """The text that nothing was trained on, up to HELD_OUT_CHARS, whole documents."""
     size, lines = 0, []
     for document in held_out:
-        size += len(document.text)
-        if size <= HELD_OUT_CHARS:
+        if size + len(document.text) <= HELD_OUT_CHARS:
+            size += len(document.text)
             lines.append(json.dumps({"name": document.name, "text": document.text}, ensure_ascii=False))
-        else:
-            size -= len(document.text)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,6 @@ from ..quantization import (
 )
 
 REFERENCE = Operators()
-BACKBONE = 0
 ARITHMETIC = "(nothing)"
 
 
@@ -43,7 +42,7 @@ class Variant:
     weights: Callable[[ModelConfig, LoadedWeights], Any] = lambda config, weights: weights
     model: type[Model] = Model
     dtype: torch.dtype = torch.float32
-    depth: int = BACKBONE  # which output shows it: 0 the backbone, 1 to 3 an MTP depth
+    depth: int = 0  # which output shows it: 0 the backbone, 1 to 3 an MTP depth
 
 
 def layers_where(which: Callable[[LayerConfig], bool], **changes: Any) -> Callable[[ModelConfig], ModelConfig]:

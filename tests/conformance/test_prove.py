@@ -23,6 +23,7 @@ def check(clause: str, status: str) -> dict[str, Any]:
         ("norm_without_one", 1, [check("NORM-1", "failed"), check("ATT-1", "error")], "error"),
         ("norm_without_one", -6, [], "error"),  # crashed
         ("norm_without_one", None, [], "timeout"),
+        ("reference", 0, [], "error"),  # ended as if all were well, and judged nothing
         ("reference", 0, [check("NORM-1", "passed")], "accepted"),
         ("reference", 1, [check("NORM-1", "failed")], "rejected"),
         ("reference", 5, [check("NORM-1", "inconclusive")], "rejected"),

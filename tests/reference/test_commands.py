@@ -80,6 +80,7 @@ def test_generate_runs_a_registered_engine(capsys: pytest.CaptureFixture[str]) -
     words = ("generate", "--prompt", "class ", "--max-new-tokens", "8", "--mtp", "2")
     record = run_json(capsys, *words, "--engine", "reference.engine:engine")
     assert record["tokens"] == run_json(capsys, *words)["tokens"]
+    assert record["tokens_per_s"] is None  # its prefill is not told apart: no number rather than a wrong one
 
 
 def test_streamed_logits_are_the_loaded_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -102,6 +103,8 @@ def test_streamed_logits_are_the_loaded_ones(capsys: pytest.CaptureFixture[str],
         (["generate", "--prompt", "x", "--checkpoint", "nowhere"], "nowhere"),
         (["generate", "--prompt", "x", "--device", "tpu"], "device: is 'tpu'; want cpu, cuda, cuda:N or mps"),
         (["generate", "--prompt", "x", "--engine", "nobody"], "engine: 'nobody' is not registered"),
+        (["generate", "--prompt", "x", "--engine", "reference-bf16", "--dtype", "float64"], "want it left out"),
+        (["logits", "--prompt", "x", "--stream", "--device", "tpu"], "device: is 'tpu'"),
         (["generate", "--chat", "nowhere.json"], "nowhere.json"),
         (["inspect", "--config", "nowhere.json"], "nowhere.json: no such file"),
     ],

@@ -84,6 +84,8 @@ WRONG = [
     ({"hidden_size": "4096"}, r"hidden_size: is '4096'; want a whole number of 1 or more"),
     ({"layer_types": ["full_attention"] * 44}, r"layer_types: has 44 entries; want 45 .* or 48"),
     ({"layer_types": ["linear_attention"] * 48}, r"layer_types\[0\]: is 'linear_attention'; want 'full_attention'"),
+    ({"rope_theta": 10000.0}, r"rope_theta: is 10000.0; want a list of 45 or 48 entries"),
+    ({"swiglu_limits": 7.0}, r"swiglu_limits: is 7.0; want a list of 45 or 48 entries"),
     ({"rope_theta": [0.0] * 48}, r"rope_theta\[0\]: is 0.0; want a number above 0"),
     ({"partial_rotary_factors": [0.33] * 48}, r"partial_rotary_factors\[0\]: is 0.33; want a fraction"),
     ({"moe_layers_enum": "3,4,45"}, r"moe_layers_enum: is '3,4,45'; want each layer below 45"),
