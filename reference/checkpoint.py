@@ -8,7 +8,7 @@ Source: published tensor lists of stepfun-ai/Step-3.5-Flash (804 tensors) and -F
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import LayerConfig, ModelConfig
-from .quantization import Fp8Weight
+from .quantization import Fp8Weight, QuantizedWeight, quantize_fp8_weight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_LISTED = 12  # names in one error message; the count is always given
 
 TOP_NAMES = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+# of the published FP8 config.json
+FP8_CONFIG = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
 EXPERT_NAMES = tuple(f"moe.{name}_proj.weight" for name in ("gate", "up", "down"))
 
 
@@ -260,6 +262,16 @@ class LoadedWeights:
     def layer(self, index: int) -> dict[str, Any]:
         return self._layers[index]
 
+    def with_experts(self, change: Callable[[Tensor | QuantizedWeight], Any]) -> "LoadedWeights":
+        """These weights with every stacked weight of routed experts changed."""
+
+        def changed(name: str, tensor: Any) -> Any:
+            return change(tensor) if name in EXPERT_NAMES else tensor
+
+        return LoadedWeights(
+            self._top, [{name: changed(name, tensor) for name, tensor in layer.items()} for layer in self._layers]
+        )
+
 
 def save_checkpoint(
     folder: str | Path,
@@ -304,6 +316,24 @@ def save_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     Checkpoint(folder)
+
+
+def save_fp8_checkpoint(source: Checkpoint, folder: str | Path) -> None:
+    """Write a bf16 checkpoint anew with its routed experts in FP8, as StepFun publishes both.
+
+    Args:
+        source: a checkpoint without quantisation.
+        folder: as in ``save_checkpoint``.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in source.read(list(source.files)):
+        if name.endswith(EXPERT_NAMES):
+            quantised = quantize_fp8_weight(tensor)
+            tensors[name], tensors[f"{name}_scale_inv"] = quantised.data, quantised.scale_inv
+        else:
+            tensors[name] = tensor
+    fields = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    save_checkpoint(folder, fields | {"quantization_config": FP8_CONFIG}, tensors)
 
 
 def _join_scales(tensors: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

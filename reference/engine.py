@@ -1,6 +1,7 @@
 """The reference as an engine under test: registered and judged exactly as a vendor's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,43 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .config import LayerConfig
 from .generate import Generation, SamplingParams, generate
 from .model import Model
 from .operators import Operators
+from .quantization import quantize_fp8_weight, quantize_int4_weight
 
-PROFILE_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where a profile rounds.
+
+    Attributes:
+        dtype: of activations, and of weights that are not quantised.
+        quantize: rounds the routed experts of a checkpoint that holds them in bfloat16.
+        rounds_activations: whether the experts' activations are rounded to FP8, too.
+    """
+
+    dtype: torch.dtype
+    quantize: Callable[[Tensor], Any] | None = None
+    rounds_activations: bool = False
+
+
+PROFILES = {
+    "float64": Arithmetic(torch.float64),
+    "float32": Arithmetic(torch.float32),
+    "bf16": Arithmetic(torch.bfloat16),
+    "fp8": Arithmetic(torch.bfloat16, quantize_fp8_weight, rounds_activations=True),
+    "w8a16": Arithmetic(torch.bfloat16, quantize_fp8_weight),
+    "w4a16": Arithmetic(torch.bfloat16, quantize_int4_weight),
+}
 
 
 class ReferenceEngine:
     """The operators and the model in one activation dtype.
 
     Args:
-        profile: where rounding happens; one of PROFILE_DTYPES.
+        profile: where rounding happens; one of PROFILES.
         ops: anything but the default is a variant under study.
     """
 
@@ -30,8 +56,8 @@ class ReferenceEngine:
         device: torch.device | str = "cpu",
         ops: Operators | None = None,
     ) -> None:
-        if profile not in PROFILE_DTYPES:
-            raise ValueError(f"profile: is {profile!r}; want one of {', '.join(PROFILE_DTYPES)}")
+        if profile not in PROFILES:
+            raise ValueError(f"profile: is {profile!r}; want one of {', '.join(PROFILES)}")
         self.name = name
         self.profile = profile
         self.device = torch.device(device)
@@ -47,10 +73,20 @@ class ReferenceEngine:
         Raises:
             ConfigError, CheckpointError: it is not one.
         """
-        opened = Checkpoint(checkpoint)
-        dtype = PROFILE_DTYPES[self.profile]
-        weights = opened.load(self.device, None if dtype == torch.bfloat16 else dtype)
-        return ReferenceModel(Model(opened.config, weights, dtype, self.device, self.operators))
+        return ReferenceModel(build_model(Checkpoint(checkpoint), self.profile, self.device, self.operators))
+
+
+def build_model(
+    checkpoint: Checkpoint, profile: str, device: torch.device | str = "cpu", ops: Operators | None = None
+) -> Model:
+    """Load a checkpoint into memory, for the arithmetic of a profile."""
+    arithmetic, ops = PROFILES[profile], ops or Operators()
+    weights = checkpoint.load(device, None if arithmetic.dtype == torch.bfloat16 else arithmetic.dtype)
+    if (quantize := arithmetic.quantize) is not None:
+        weights = weights.with_experts(lambda weight: quantize(weight) if isinstance(weight, Tensor) else weight)
+    if arithmetic.rounds_activations:
+        ops = replace(ops, experts=ops.experts_fp8)
+    return Model(checkpoint.config, weights, arithmetic.dtype, device, ops)
 
 
 class ReferenceModel:
@@ -62,6 +98,41 @@ class ReferenceModel:
     def new_session(self) -> "ReferenceSession":
         """An empty context."""
         return ReferenceSession(self.model)
+
+    def extend_batch(self, sessions: Sequence["ReferenceSession"], token_ids: Sequence[list[int]]) -> list[Tensor]:
+        """Extend several contexts, one after the other."""
+        return [session.extend(tokens) for session, tokens in zip(sessions, token_ids, strict=True)]
+
+    def draft_logits(self, token_ids: list[int]) -> list[Tensor]:
+        """Logits of every MTP depth k along a text, [T - 1 - k, V]; row i predicts token i + 2 + k."""
+        tokens = torch.tensor(token_ids)
+        logits = []
+        with torch.inference_mode():
+            hidden = self.model.hidden(tokens)
+            for depth in range(self.model.config.num_nextn_predict_layers):
+                following = tokens[1 + depth :]
+                hidden = self.model.mtp_hidden(depth, hidden[: len(following)], following)
+                logits.append(self.model.mtp_logits(depth, hidden))
+        return logits
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What each layer was built from; heads and experts are counted in the tensors."""
+        return [self._layer(layer) for layer in self.model.config.layers + self.model.config.mtp_layers]
+
+    def _layer(self, layer: LayerConfig) -> dict[str, Any]:
+        weights = self.model.weights.layer(layer.index)
+        return {
+            "attention_type": layer.attention_type,
+            "num_attention_heads": weights["self_attn.q_proj.weight"].shape[0] // layer.head_dim,
+            "num_key_value_heads": weights["self_attn.k_proj.weight"].shape[0] // layer.head_dim,
+            "sliding_window": layer.sliding_window,
+            "rotary_dim": layer.rotary_dim,
+            "rope_theta": layer.rope_theta,
+            "has_rope_scaling": layer.rope_scaling is not None,
+            "is_moe": "moe.gate.weight" in weights,
+            "swiglu_limit": layer.swiglu_limit,
+            "swiglu_limit_shared": layer.swiglu_limit_shared,
+        }
 
     def generate(
         self,
@@ -86,6 +157,7 @@ class ReferenceSession:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.cache = model.new_cache()
+        self._routing: dict[int, dict[str, Tensor]] = {}
 
     @property
     def length(self) -> int:
@@ -94,8 +166,16 @@ class ReferenceSession:
 
     def extend(self, token_ids: list[int]) -> Tensor:
         """Append tokens; logits [T, V] of each of them."""
+        self._routing = {}
         with torch.inference_mode():
-            return self.model.logits(self.model.hidden(torch.tensor(token_ids), self.cache))
+            return self.model.logits(self.model.hidden(torch.tensor(token_ids), self.cache, self._observe))
+
+    def routing(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each MoE layer, expert ids and expert weights [T, A] of the newest ``extend``."""
+        return {layer: (seen["expert_ids"], seen["expert_weights"]) for layer, seen in self._routing.items()}
+
+    def _observe(self, layer_index: int, what: str, value: Tensor) -> None:
+        self._routing.setdefault(layer_index, {})[what] = value
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
@@ -104,3 +184,6 @@ class ReferenceSession:
 
 engine = ReferenceEngine()
 bf16_engine = ReferenceEngine("reference-bf16", "bf16")
+fp8_engine = ReferenceEngine("reference-fp8", "fp8")
+w8a16_engine = ReferenceEngine("reference-w8a16", "w8a16")
+w4a16_engine = ReferenceEngine("reference-w4a16", "w4a16")

@@ -13,11 +13,13 @@ from .ops.attention import attention
 from .ops.draw import draw
 from .ops.embedding import embedding
 from .ops.experts import experts
+from .ops.experts_fp8 import experts_fp8
 from .ops.head_gate import head_gate
 from .ops.linear import linear
 from .ops.mlp import mlp
 from .ops.mtp_input import mtp_input
 from .ops.qk_norm import qk_norm
+from .ops.quantize_activation import quantize_activation
 from .ops.rms_norm import rms_norm
 from .ops.rope import rope
 from .ops.router import router
@@ -42,6 +44,8 @@ class Operators:
     mlp: Operator = mlp
     router: Operator = router
     experts: Operator = experts
+    quantize_activation: Operator = quantize_activation
+    experts_fp8: Operator = experts_fp8
     mtp_input: Operator = mtp_input
     sampling: Operator = sampling
     draw: Operator = draw
