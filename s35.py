@@ -14,6 +14,7 @@ from reports.verdict import ExitCode
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it does)
     "run": ("reports.commands", "identify the machine, generate text, judge the engine, write a report"),
     "conform": ("reports.commands", "judge an engine: pytest on conformance/, with pytest's options"),
+    "verify": ("reports.commands", "check a results folder against itself: evidence, verdict, levels, hashes"),
     "inspect": ("reference.commands", "describe a checkpoint and account for each of its tensors"),
     "generate": ("reference.commands", "continue a prompt with the reference engine"),
     "logits": ("reference.commands", "print the reference engine's logits for a prompt"),
@@ -21,6 +22,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
         "conformance.commands",
         "prove the judge: run it on wrong engines, which it must fail, and on right ones",
     ),
+    "repro": ("conformance.commands", "write a failed check as a short script that runs without the judge"),
     "hardware": ("hardware.commands", "identify the machine: each value with its source"),
 }
 

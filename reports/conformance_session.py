@@ -4,7 +4,7 @@ A process of its own, because an engine under test may crash it: then what was j
 is an error of its own.
 """
 
-import importlib.util
+import re
 import signal
 import subprocess
 import sys
@@ -13,27 +13,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .schema import CheckRecord, ConformanceOutcome, ResultError, load
-from .verdict import ExitCode, Status, Verdict, judge
+from .known_failures import gate
+from .schema import CheckRecord, ConformanceOutcome, ResultError, load, suite_record
+from .suite import conformance_folder
+from .verdict import ExitCode, Status
 
 ENTRY_POINT_GROUP = "step35_suite.engines"
 # -P: a folder named reports or conformance where the command runs must not hide the package of that name
 PYTEST = (sys.executable, "-P", "-m", "pytest")
 CRASH_LINES = 20  # the end of the log, where the crash is
-
-
-def conformance_folder() -> Path:
-    """Find the conformance tests of this checkout, from whatever folder the command runs in.
-
-    Raises:
-        ValueError: a folder named conformance on Python's path hides them.
-    """
-    spec = importlib.util.find_spec("conformance")
-    assert spec is not None, "the conformance package is part of the distribution"
-    if spec.origin is None:
-        hiding = ", ".join(spec.submodule_search_locations or [])
-        raise ValueError(f"conformance: {hiding} hides the suite's tests; want that folder off PYTHONPATH")
-    return Path(spec.origin).parent
 
 
 def check_engine_name(name: str) -> None:
@@ -51,7 +39,13 @@ def check_engine_name(name: str) -> None:
 
 
 def pytest_arguments(
-    targets: Sequence[str], engine: str, tier: str, device: str | None, checkpoint: Path | None = None
+    targets: Sequence[str],
+    engine: str,
+    tier: str,
+    device: str | None,
+    checkpoint: Path | None = None,
+    waivers: Path | None = None,
+    known_failures: Path | None = None,
 ) -> list[str]:
     """Arguments of pytest that do not depend on the working folder; without a device the engine keeps its own.
 
@@ -61,17 +55,17 @@ def pytest_arguments(
     configuration = ["-c", str(root / "pyproject.toml"), "--rootdir", str(root)]
     options = [f"--engine={engine}", f"--tier={tier}"]
     options += [f"--device={device}"] if device else []
-    options += [f"--checkpoint={checkpoint.resolve()}"] if checkpoint else []
+    files = {"checkpoint": checkpoint, "waivers": waivers, "known-failures": known_failures}
+    options += [f"--{name}={path.resolve()}" for name, path in files.items() if path]
     return [*configuration, *options, *targets]
 
 
 @dataclass(frozen=True)
 class Session:
-    """What one conformance session left: its records and, last, what went wrong with the session itself."""
+    """What one conformance session left: its outcome, if it came to one, and the records of all that happened."""
 
-    engine_profile: str | None
-    seed: int | None
-    checks: tuple[CheckRecord, ...]
+    outcome: ConformanceOutcome | None
+    checks: tuple[CheckRecord, ...]  # of the outcome, and last what went wrong with the session itself
     interrupted: bool
 
 
@@ -85,9 +79,10 @@ def run_session(arguments: Sequence[str], out: Path) -> Session:
     Raises:
         ValueError: pytest refuses its arguments (an engine that cannot be loaded, for one).
     """
-    checks, log = out / "checks.json", out / "conformance.log"
-    files = [f"--checks={checks}", f"--junitxml={out / 'junit.xml'}"]
-    returncode, interrupted = _stream([*PYTEST, "-q", *arguments, *files], log)
+    checks, log, junit = out / "checks.json", out / "conformance.log", out / "junit.xml"
+    returncode, interrupted = _stream([*PYTEST, "-q", *arguments, f"--checks={checks}", f"--junitxml={junit}"], log)
+    if junit.exists():  # pytest notes the name of the host, which is nobody's business
+        junit.write_text(re.sub(r' hostname="[^"]*"', "", junit.read_text(encoding="utf-8")), encoding="utf-8")
     if returncode == ExitCode.USAGE and (complaint := _usage_error(log)):
         raise ValueError(complaint)
     return read_session(checks, log, returncode, interrupted)
@@ -95,26 +90,24 @@ def run_session(arguments: Sequence[str], out: Path) -> Session:
 
 def read_session(checks: Path, log: Path, returncode: int, interrupted: bool) -> Session:
     """Read the records of a session that ended; add one where they cannot be the whole truth."""
+    outcome, own = None, []
     try:
         outcome = load(ConformanceOutcome, checks)
     except FileNotFoundError:
-        outcome = None
-        problem = _record(Status.INCONCLUSIVE, f"pytest {_ended(returncode)} and wrote no {checks.name}")
+        own.append(_record(Status.INCONCLUSIVE, f"pytest {_ended(returncode)} and wrote no {checks.name}"))
     except ResultError as error:
-        outcome = None
-        problem = _record(Status.ERROR, str(error))
-    records = list(outcome.checks) if outcome else [problem]
-    verdict = judge(records)[0]
+        own.append(_record(Status.ERROR, str(error)))
+    records = outcome.checks if outcome else tuple(own)
+    expected = gate(records, outcome.known_failures if outcome else None)[0]
     if interrupted:
-        records.append(_record(Status.INCONCLUSIVE, "interrupted: the checks after this one did not run"))
+        own.append(_record(Status.INCONCLUSIVE, "interrupted: the checks after this one did not run"))
     elif returncode not in (ExitCode.PASS, ExitCode.FAIL, ExitCode.INCONCLUSIVE):
-        records.append(_record(Status.ERROR, f"pytest {_ended(returncode)}\n{_tail(log)}"))
-    elif returncode == ExitCode.FAIL and verdict is not Verdict.FAIL:
-        records.append(_record(Status.ERROR, f"pytest failed, but no record says why\n{_tail(log)}"))
-    elif returncode == ExitCode.INCONCLUSIVE and verdict is Verdict.PASS:
-        records.append(_record(Status.INCONCLUSIVE, f"pytest calls the session inconclusive\n{_tail(log)}"))
-    profile = outcome.engine.get("profile") if outcome else None
-    return Session(profile and str(profile), outcome.seed if outcome else None, tuple(records), interrupted)
+        own.append(_record(Status.ERROR, f"pytest {_ended(returncode)}\n{_tail(log)}"))
+    elif returncode == ExitCode.FAIL and expected is not ExitCode.FAIL:
+        own.append(_record(Status.ERROR, f"pytest failed, but no record says why\n{_tail(log)}"))
+    elif returncode == ExitCode.INCONCLUSIVE and expected is ExitCode.PASS:
+        own.append(_record(Status.INCONCLUSIVE, f"pytest calls the session inconclusive\n{_tail(log)}"))
+    return Session(outcome, (*(outcome.checks if outcome else ()), *own), interrupted)
 
 
 def _stream(command: Sequence[str], log: Path) -> tuple[int, bool]:
@@ -151,7 +144,7 @@ def _usage_error(log: Path) -> str | None:
 
 
 def _record(status: Status, detail: str) -> CheckRecord:
-    return CheckRecord("conformance session", "", status, 0.0, {}, detail)
+    return suite_record("conformance session", status, detail)
 
 
 def _ended(returncode: int) -> str:

@@ -1,7 +1,13 @@
-"""What identifies a checkpoint in a record."""
+"""What identifies a file or a checkpoint in a record."""
 
 import hashlib
 from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_sha256(checkpoint: Path) -> str:
@@ -9,6 +15,5 @@ def checkpoint_sha256(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     files = [path for pattern in ("*.json", "*.safetensors") for path in checkpoint.glob(pattern)]
     for path in sorted(files, key=lambda path: path.name):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -1,56 +1,131 @@
-"""The record of a run: what was judged, on which machine, with which outcome; to JSON and back.
+"""The record of a run: what was judged, on which machine, by which evidence, with which outcome; to JSON and back.
 
 ``result.schema.json`` beside this file says the same in JSON Schema, for readers that are not Python.
-Minor versions only add fields and readers ignore fields that they do not know: a 1.x reader reads every 1.y.
+Minor versions only add fields and readers ignore fields that they do not know: a 2.x reader reads every 2.y.
 """
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from .verdict import Status, Verdict
+from .decode import ResultError, decode, encode
+from .verdict import Status, Verdict, margin
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 
 Record = TypeVar("Record")
 
 
-class ResultError(ValueError):
-    """A file that is not a record this reader understands."""
+@dataclass(frozen=True)
+class Evidence:
+    """All comparisons of a check by one rule, and the one of them nearest to its bound, or furthest beyond it.
+
+    Exact comparisons count wrong elements and have bound 0, and so has a refusal: statistic 1.
+    """
+
+    rule: str  # why the bound is what it is
+    comparisons: int
+    statistic: float
+    bound: float
+    margin: float  # statistic / bound, by ``reports.verdict.margin``: above 1 fails
+    detects: float | None  # the smallest relative fault that is certain to be caught; None: not known, or any at all
+    where: str  # what that comparison was of
+
+    @classmethod
+    def measured(
+        cls, rule: str, comparisons: int, statistic: float, bound: float, detects: float | None, where: str
+    ) -> "Evidence":
+        """Make an entry with its margin."""
+        return cls(rule, comparisons, statistic, bound, margin(statistic, bound), detects, where)
 
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """One check: the claim that it judged and how that ended.
+    """One check: the claim that it judged, by which evidence, and how that ended.
 
-    ``margin`` is ``statistic / bound``: above 1 the check fails. ``counters`` count what made the check able
-    to fail (clamped elements, near-ties, ...).
+    ``counters`` count what made the check able to fail (clamped elements, near-ties, ...).
     """
 
     id: str  # the test id; `s35 conform --check ID` runs exactly this check
-    clause: str  # the clause of the specification that it judges
-    status: Status
+    clause: str  # the clause of the specification that it judges; empty: the suite's own record, of a crash for one
+    level: str | None  # of conformance/levels.toml; None: it belongs to no level
+    profile: str | None  # numerics profile by which it judged
+    seed: int | None  # of its inputs
+    status: Status  # what ``reports.verdict.status_of`` computes from the rest
     duration_s: float
+    evidence: tuple[Evidence, ...]  # one entry a rule
     counters: Mapping[str, float]
-    detail: str  # why it did not pass; empty when there is nothing to say
-    statistic: float | None = None  # what was measured; None: this check compares exactly
-    bound: float | None = None
-    margin: float | None = None
+    digests: Mapping[str, str]  # sha256 of inputs, outputs and oracle, as far as there were any
+    detail: str  # why it did not pass, "CAPABILITY: reason" where not supported; empty: there is nothing to say
+    waiver: str | None  # id of the waiver that sets this outcome aside
+
+    @property
+    def worst(self) -> Evidence | None:
+        """The entry of evidence with the largest margin."""
+        return max(self.evidence, key=lambda entry: entry.margin, default=None)
+
+
+def suite_record(id: str, status: Status, detail: str) -> CheckRecord:
+    """Make a record of something that is no check: a crash, an interrupt, a device that is not there."""
+    return CheckRecord(id, "", None, None, None, status, 0.0, (), {}, {}, detail, None)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the engine offers to be judged, and what it does not, with the reason."""
+
+    offered: tuple[str, ...]
+    not_offered: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Who was judged, as the engine itself says."""
+
+    name: str
+    profile: str  # of numerics
+    device: str
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """A justified exception: this check does not count against this engine, until a date."""
+
+    id: str
+    check: str
+    clause: str
+    versions: str  # of the engine that it is for, in its owner's words
+    reason: str
+    issue: str  # URL or id in a tracker
+    owner: str
+    expires: str  # ISO date, the last day on which it holds
+
+
+@dataclass(frozen=True)
+class KnownFailures:
+    """Checks whose failure is no news to the gate of a CI; they set nothing aside."""
+
+    file: str  # its name
+    reasons: Mapping[str, str]  # by check id
 
 
 @dataclass(frozen=True)
 class ConformanceOutcome:
-    """What one conformance session wrote."""
+    """What one conformance session wrote (``pytest --checks FILE``)."""
 
-    engine: Mapping[str, Any]  # its name, numerics profile and what else it says about itself
+    engine: EngineIdentity
     seed: int
     checks: tuple[CheckRecord, ...]
+    tier: str
+    checkpoint_sha256: str
+    capabilities: Capabilities
+    collected: tuple[str, ...]  # ids of all checks that were to run, so that a dropped record is seen
+    waivers: tuple[Waiver, ...]
+    known_failures: KnownFailures | None
 
 
 @dataclass(frozen=True)
@@ -63,30 +138,85 @@ class GenerationSample:
     acceptance_per_position: tuple[float | None, ...]  # share of drafts accepted, by draft position
 
 
+class Grant(StrEnum):
+    """Whether a level is granted."""
+
+    GRANTED = "granted"
+    WITH_WAIVERS = "granted with waivers"
+    NOT_GRANTED = "not granted"
+
+
+@dataclass(frozen=True)
+class LevelOutcome:
+    """One level of ``conformance/levels.toml`` and what stands in its way."""
+
+    level: str
+    title: str
+    profile: str | None  # the numerics profile that it covers; None: it depends on none, or none is known
+    grant: Grant
+    checks: int  # of this level, that were to run
+    passed: int
+    waived: tuple[str, ...]  # ids of waivers
+    blocked_by: tuple[str, ...]  # empty where granted
+
+    @property
+    def label(self) -> str:
+        return f"{self.level}({self.profile})" if self.profile else self.level
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Which version of the suite judged: commit, and digests of the files that the verdict rests on."""
+
+    commit: str | None  # None: machine.suite_commit holds the reason
+    files: Mapping[str, str]  # sha256 by path in the repository
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the hash chain: a field of the result or a record, hashed together with the link before."""
+
+    of: str  # name of a field, or id of a check
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Result:
     """One run, complete: every page about it is made from this record alone."""
 
     schema_version: str
-    verdict: Verdict
-    reason: str
+    verdict_before_waivers: Verdict
+    verdict_after_waivers: Verdict
+    reason: str  # for the verdict after waivers
+    levels: tuple[LevelOutcome, ...]
     machine: Mapping[str, Any]  # hardware.Machine: a value and its source, or None and the reason, per fact
-    engine: str
-    engine_profile: str | None  # numerics profile; None: no conformance session named one
+    engine: str  # as the command named it
+    engine_identity: EngineIdentity | None  # as it names itself; None: no conformance session ended
+    capabilities: Capabilities | None  # None: no conformance session ended
     tier: str
     checkpoint_sha256: str | None  # over names and contents of its files; None: the run ended before
-    suite_commit: str | None  # None: machine.suite_commit holds the reason
+    suite: Suite
     seed: int | None  # None: no conformance session ended
     command: tuple[str, ...]  # secrets replaced by ***
     started: str  # UTC, ISO 8601
     duration_s: float
     generation: GenerationSample | None  # None: the run ended before
+    waivers: tuple[Waiver, ...]
+    known_failures: KnownFailures | None  # None: the command named no file
+    collected: tuple[str, ...]  # ids of all checks that were to run
     checks: tuple[CheckRecord, ...]
+    files: Mapping[str, str]  # sha256 of the other files of the results folder
+    chain: tuple[Link, ...]  # over every field above and every record; ``reports.chain``
+    head: str  # the last link
+
+    @property
+    def engine_profile(self) -> str | None:
+        return self.engine_identity.profile if self.engine_identity else None
 
 
 def dumps(record: Any) -> str:
     """Write a record as JSON; NaN and infinities, which JSON lacks, become the strings nan, inf and -inf."""
-    return json.dumps(_encode(dataclasses.asdict(record)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(encode(dataclasses.asdict(record)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def loads(kind: type[Record], text: str, source: str) -> Record:
@@ -94,19 +224,16 @@ def loads(kind: type[Record], text: str, source: str) -> Record:
 
     Args:
         kind: one of the dataclasses above.
-        text: JSON, as ``dumps`` or a conformance session writes it.
+        text: JSON, as ``dumps`` writes it.
         source: where the text came from, for the message of an error.
 
     Raises:
         ResultError: not JSON, another major version, or a field that is missing or of the wrong type.
     """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ResultError(f"{source}: not JSON ({error}); want the file as the suite wrote it") from error
+    value = parse(text, source)
     if kind is Result and isinstance(value, dict):
         _check_version(value.get("schema_version"), source)
-    return _decode(kind, value, source)
+    return decode(kind, value, source)
 
 
 def load(kind: type[Record], path: Path) -> Record:
@@ -114,69 +241,35 @@ def load(kind: type[Record], path: Path) -> Record:
     return loads(kind, path.read_text(encoding="utf-8"), source=path.name)
 
 
+def parse(text: str, source: str) -> Any:
+    """Parse JSON in which no name stands twice: two readers would read two records.
+
+    Raises:
+        ResultError: not JSON, or a name that stands twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ResultError(f"{source}: {twice} stands twice in one object; want the file as the suite wrote it")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ResultError(f'{source}: {constant} is not JSON; want the string "{constant.lower()}"')
+
+    try:
+        value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except ResultError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{source}: not JSON ({error}); want the file as the suite wrote it") from error
+    return value
+
+
 def _check_version(version: Any, source: str) -> None:
     major = SCHEMA_VERSION.partition(".")[0]
     if not isinstance(version, str) or version.partition(".")[0] != major:
         raise ResultError(f"{source}: schema_version is {version!r}; want {major}.x: use the suite that wrote it")
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    arguments = get_args(kind)
-    if kind is Any:
-        return value
-    if get_origin(kind) is UnionType:  # the only unions here are `X | None`
-        return None if value is None else _decode(next(k for k in arguments if k is not NoneType), value, where)
-    if get_origin(kind) is tuple:
-        items = enumerate(_instance(list, value, where))
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in items)
-    if get_origin(kind) is Mapping:
-        items = _instance(dict, value, where).items()
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items}
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(kind, _instance(dict, value, where), where)
-    if issubclass(kind, Enum):
-        if value not in list(kind):
-            raise ResultError(f"{where}: is {value!r}; want one of {', '.join(kind)}")
-        return kind(value)
-    if kind is float:
-        return float(value) if value in ("nan", "inf", "-inf") else _instance((int, float), value, where)
-    return _instance(kind, value, where)
-
-
-def _decode_fields(kind: Any, values: dict[str, Any], where: str) -> Any:
-    kinds = get_type_hints(kind)
-    known = {}
-    for field in dataclasses.fields(kind):
-        if field.name in values:
-            known[field.name] = _decode(kinds[field.name], values[field.name], f"{where}: {field.name}")
-        elif field.default is dataclasses.MISSING:
-            raise ResultError(f"{where}: {field.name} is missing; want a complete {kind.__name__}")
-    return kind(**known)
-
-
-def _instance(kind: type | tuple[type, ...], value: Any, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(_JSON_NAMES[k] for k in kinds)
-        raise ResultError(f"{where}: is {value!r}; want {wanted}")
-    return value
-
-
-_JSON_NAMES = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}

@@ -42,6 +42,10 @@ def test_help_lists_each_command_and_the_exit_codes(tmp_path):
         (["conform", "--engine", "nobody"], "s35 conform: engine: 'nobody' is not registered; known: reference"),
         (["conform", "--tier", "huge"], "s35 conform: argument --tier: invalid choice: 'huge'"),
         (["run", "--checkpoint", "nowhere"], "s35 run: checkpoint: nowhere has no config.json; want a folder"),
+        (["run", "--waivers", "nowhere"], "s35 run: waivers: nowhere cannot be read"),
+        (["run", "--known-failures", "nowhere"], "s35 run: known failures: nowhere cannot be read"),
+        (["verify"], "s35 verify: the following arguments are required: RESULT"),
+        (["verify", "nowhere"], "s35 verify: result: nowhere has no result.json; want the results folder"),
     ],
 )
 def test_a_mistake_of_the_caller_is_one_line_and_exit_code_4(tmp_path, words, message):

@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import small_suite
 
 from reports import run
-from reports.conformance_session import conformance_folder, pytest_arguments
+from reports.conformance_session import pytest_arguments
 from reports.digest import checkpoint_sha256
 from reports.run import Request, new_results_folder, run_suite
 from reports.schema import Result, load
+from reports.suite import conformance_folder
 from reports.verdict import ExitCode
 
 ROOT = conformance_folder().parent
@@ -24,7 +26,7 @@ import json, os, signal
 from pathlib import Path
 
 def pytest_addoption(parser):
-    for option in ("--engine", "--tier", "--device", "--checkpoint", "--checks"):
+    for option in ("--engine", "--tier", "--device", "--checkpoint", "--checks", "--waivers", "--known-failures"):
         parser.addoption(option)
 
 def pytest_configure(config):
@@ -37,11 +39,16 @@ def pytest_sessionfinish(session):
     if statuses is None:
         return
     checks = [
-        {"id": f"test_fake.py::test_{index}", "clause": "X-1", "status": status, "duration_s": 0.1,
-         "counters": {}, "detail": "why" if status != "passed" else ""}
+        {"id": f"test_fake.py::test_{index}", "clause": "X-1", "level": None, "profile": "bf16", "seed": 11,
+         "status": status, "duration_s": 0.1, "evidence": [], "counters": {}, "digests": {},
+         "detail": "why" if status != "passed" else "", "waiver": None}
         for index, status in enumerate(statuses)
     ]
-    outcome = {"engine": {"name": "fake", "profile": "bf16"}, "seed": 11, "checks": checks}
+    outcome = {
+        "engine": {"name": "fake", "profile": "bf16", "device": "cpu"}, "seed": 11, "checks": checks, "tier": "quick",
+        "checkpoint_sha256": "0" * 64, "capabilities": {"offered": [], "not_offered": {}},
+        "collected": [check["id"] for check in checks], "waivers": [], "known_failures": None,
+    }
     Path(session.config.getoption("--checks")).write_text(json.dumps(outcome))
 """
 
@@ -78,8 +85,10 @@ def generate(checkpoint, prompt, max_new_tokens, mtp, device):
 
 
 def identify(device, missing=None):
-    fact = {"value": "x", "source": "a test", "reason": None}
-    return {"device": device, "device_missing": missing, "suite_commit": fact, "suite_dirty": fact, "accelerators": []}
+    commit = {"value": "x", "source": "a test", "reason": None}
+    dirty = {"value": False, "source": "a test", "reason": None}
+    facts = {"suite_commit": commit, "suite_dirty": dirty, "accelerators": []}
+    return {"device": device, "device_missing": missing, **facts}
 
 
 @pytest.fixture
@@ -108,9 +117,11 @@ def make_request(tmp_path, checkpoint):
         (["passed", "passed"], PASSES, ExitCode.PASS, "2 checks passed"),
         (["passed", "failed"], FAILS, ExitCode.FAIL, "of 2 checks 1 failed, first test_fake.py::test_1: why"),
         (["passed", "inconclusive"], PASSES, ExitCode.INCONCLUSIVE, "of 2 checks 1 could not judge"),
-        (["skipped"], PASSES, ExitCode.INCONCLUSIVE, "1 check skipped, none ran"),
+        (["skipped"], PASSES, ExitCode.INCONCLUSIVE, "no check passed, 1 skipped"),
         ([], PASSES, ExitCode.INCONCLUSIVE, "no check ran"),
         (None, PASSES, ExitCode.INCONCLUSIVE, "pytest ended with exit code 0 and wrote no checks.json"),
+        (["not-supported"], PASSES, ExitCode.INCONCLUSIVE, "no check passed, 1 not supported"),
+        (["passed", "timeout"], FAILS, ExitCode.FAIL, "of 2 checks 1 timed out, first test_fake.py::test_1: why"),
         (["passed"], FAILS, ExitCode.FAIL, "pytest failed, but no record says why"),
         (["passed"], "", ExitCode.INCONCLUSIVE, "pytest calls the session inconclusive"),
         (["passed"], ABORTS, ExitCode.FAIL, "pytest was killed by SIGABRT"),
@@ -123,8 +134,9 @@ def test_each_outcome_of_the_checks_has_its_verdict(make_request, capsys, status
     last = capsys.readouterr().out.splitlines()[-1]
     result = load(Result, request.out / "result.json")
     assert reason in last
-    assert last == f"{result.verdict}: {result.reason} — {request.out / 'report.md'}"
-    assert (request.out / "report.md").read_text().startswith(f"# {result.verdict}: ")
+    said = " ".join(f"{result.verdict_after_waivers}: {result.reason}; no level granted".split())
+    assert last == f"{said} — {request.out / 'report.md'}"
+    assert (request.out / "report.md").read_text().startswith(f"# {said}\n")
 
 
 def test_a_run_leaves_one_folder_that_says_it_all(make_request, tmp_path, monkeypatch):
@@ -180,7 +192,7 @@ def test_an_interrupt_while_generating_keeps_what_is_there(make_request):
     request = make_request()
     assert run_suite(request, identify, interrupt) is ExitCode.INTERRUPTED
     result = load(Result, request.out / "result.json")
-    assert (result.verdict, result.generation) == ("INCONCLUSIVE", None)
+    assert (result.verdict_after_waivers, result.generation) == ("INCONCLUSIVE", None)
     assert result.checkpoint_sha256
 
 
@@ -255,3 +267,91 @@ def test_folders_named_like_our_packages_hide_nothing(make_request, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     request = make_request(test="import reports.schema, hardware.machine\ndef test_it(): pass\n")
     assert run_suite(request, identify, generate) is ExitCode.PASS
+
+
+def run_small(tmp_path, checkpoint, cases=None, **files):
+    """Run the small suite with files of waivers or known failures; returns exit code and result."""
+    paths = {}
+    for name, text in files.items():
+        paths[name] = tmp_path / f"{name}.toml"
+        paths[name].write_text(text)
+    request = small_suite.request_for(tmp_path / "suite", checkpoint, cases or small_suite.cases(), **paths)
+    code = run_suite(request, identify, generate)
+    return code, load(Result, request.out / "result.json")
+
+
+def one_failure():
+    """The small suite without what is inconclusive."""
+    return {id: case for id, case in small_suite.cases().items() if id != small_suite.ROLLBACK}
+
+
+WAIVER = f"""
+[W-1]
+check = "{small_suite.NORM}"
+clause = "NORM-1"
+versions = "small 1"
+reason = "flushes subnormal rows to zero"
+issue = "PROJ-7"
+owner = "kernels"
+expires = {datetime.now(UTC).date() + timedelta(days=30)}
+"""
+
+
+def test_a_waiver_changes_the_verdict_after_waivers_and_says_so_at_the_level(tmp_path, checkpoint, capsys):
+    code, result = run_small(tmp_path, checkpoint, one_failure(), waivers=WAIVER)
+    said = capsys.readouterr().out.splitlines()
+    assert code is ExitCode.PASS
+    assert (result.verdict_before_waivers, result.verdict_after_waivers) == ("FAIL", "PASS")
+    assert said[0].startswith("before waivers FAIL: of 33 checks 1 failed, 1 not supported, first ")
+    assert said[-1].startswith(
+        "PASS: 31 checks passed, 1 not supported, 1 waived; L0 L1(bf16) with waivers L2(bf16) with waivers granted — "
+    )
+
+
+def test_levels_that_are_not_granted_say_why(tmp_path, checkpoint, capsys):
+    code, _ = run_small(tmp_path, checkpoint, one_failure())
+    said = capsys.readouterr().out.splitlines()
+    assert code is ExitCode.FAIL
+    assert said[:2] == [
+        f"L1(bf16) not granted: NORM-1: 1 failed, first {small_suite.NORM}",
+        "L2(bf16) not granted: needs L1",
+    ]
+    assert "; L0 granted — " in said[-1]
+
+
+def test_a_gate_that_knows_the_failure_stays_green_and_the_record_red(tmp_path, checkpoint, capsys):
+    code, result = run_small(tmp_path, checkpoint, one_failure(), known_failures=f'"{small_suite.NORM}" = "PROJ-7"')
+    said = capsys.readouterr().out.splitlines()
+    assert code is ExitCode.PASS
+    assert said[0] == f"{small_suite.NORM}: known failure (PROJ-7)"
+    assert said[1] == "exit code 0: the list of known failures decides it; verdict and levels stay"
+    assert said[-1].startswith("FAIL: ")
+    assert [level.grant for level in result.levels[:2]] == ["granted", "not granted"]
+
+
+def test_a_known_failure_that_passes_must_leave_the_list(tmp_path, checkpoint, capsys):
+    good = "conformance/ops/test_all.py::test_all[LIN-1]"
+    cases = {id: case for id, case in one_failure().items() if id != small_suite.NORM}
+    code, result = run_small(tmp_path, checkpoint, cases, known_failures=f'"{good}" = "PROJ-8"')
+    assert code is ExitCode.FAIL
+    assert f"{good}: is a known failure and passed; remove it from known_failures.toml" in capsys.readouterr().out
+    assert result.verdict_after_waivers == "PASS"
+    assert all(check.clause for check in result.checks)  # pytest's exit code is as it should be
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("waivers", WAIVER.replace("PROJ-7", "soon"), "waiver W-1: issue is 'soon'; want a URL or an id"),
+        (
+            "waivers",
+            WAIVER.replace("test_norm[", "test_nrm["),
+            r"waiver W-1: .* is no check of this run; .* nearest is",
+        ),
+        ("known_failures", '"test_x" = ""', "known_failures.toml: test_x is ''; want the reason"),
+        ("known_failures", '"test_x" = "PROJ-7"', "known_failures.toml: test_x is no check of this run"),
+    ],
+)
+def test_excuses_that_do_not_hold_are_the_callers_mistake(tmp_path, checkpoint, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        run_small(tmp_path, checkpoint, one_failure(), **{name: text})

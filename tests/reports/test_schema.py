@@ -6,7 +6,8 @@ from importlib import resources
 
 import pytest
 
-from reports.schema import CheckRecord, ConformanceOutcome, GenerationSample, Result, ResultError, dumps, loads
+from reports import schema
+from reports.schema import CheckRecord, ConformanceOutcome, Result, ResultError, dumps, loads
 from reports.verdict import Status
 
 SCHEMA = json.loads((resources.files("reports") / "result.schema.json").read_text())
@@ -55,27 +56,29 @@ def test_a_result_survives_the_way_to_json_and_back(make_result):
     result = make_result()
     text = dumps(result)
     back = loads(Result, text, "result.json")
-    assert math.isnan(back.checks[-1].statistic or 0)
+    assert math.isnan(back.checks[4].evidence[0].statistic)
     assert dumps(back) == text
-    assert dataclasses.replace(back, checks=back.checks[:-1]) == dataclasses.replace(result, checks=result.checks[:-1])
+    assert dataclasses.replace(back, checks=back.checks[:4]) == dataclasses.replace(result, checks=result.checks[:4])
 
 
 def test_a_result_is_strict_json_that_the_shipped_schema_accepts(make_result):
     def refuse(constant):
         raise AssertionError(constant)
 
-    for result in (make_result(), make_result(checks=(), generation=None, seed=None, engine_profile=None)):
+    for result in (make_result(), make_result(checks=(), generation=None, seed=None, engine_identity=None)):
         assert complaints(json.loads(dumps(result), parse_constant=refuse), SCHEMA) == []
 
 
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda r: r.update(verdict="GOOD"), "$.verdict"),
+        (lambda r: r.update(verdict_after_waivers="GOOD"), "$.verdict_after_waivers"),
         (lambda r: r.pop("seed"), "seed is missing"),
         (lambda r: r["checks"][1].update(status="ok"), "$.checks[1].status"),
         (lambda r: r["machine"].update(cpu_cores=2), "$.machine.cpu_cores"),
-        (lambda r: r.update(schema_version="2.0"), "does not match"),
+        (lambda r: r.update(schema_version="1.0"), "does not match"),
+        (lambda r: r["checks"][0]["evidence"][0].update(margin="big"), "$.checks[0].evidence[0].margin"),
+        (lambda r: r.update(head="abc"), "$.head"),
     ],
 )
 def test_the_shipped_schema_refuses_what_is_wrong(make_result, spoil, complaint):
@@ -85,17 +88,31 @@ def test_the_shipped_schema_refuses_what_is_wrong(make_result, spoil, complaint)
 
 
 @pytest.mark.parametrize(
-    ("kind", "schema"),
+    ("kind", "shipped"),
     [
         (Result, SCHEMA),
         (CheckRecord, SCHEMA["$defs"]["check"]),
-        (GenerationSample, SCHEMA["$defs"]["generation"]),
+        (schema.Capabilities, SCHEMA["$defs"]["capabilities"]),
+        (schema.EngineIdentity, SCHEMA["$defs"]["engine"]),
+        (schema.Evidence, SCHEMA["$defs"]["evidence"]),
+        (schema.GenerationSample, SCHEMA["$defs"]["generation"]),
+        (schema.KnownFailures, SCHEMA["$defs"]["known_failures"]),
+        (schema.LevelOutcome, SCHEMA["$defs"]["level"]),
+        (schema.Link, SCHEMA["$defs"]["link"]),
+        (schema.Suite, SCHEMA["$defs"]["suite"]),
+        (schema.Waiver, SCHEMA["$defs"]["waiver"]),
     ],
 )
-def test_the_shipped_schema_lists_the_fields_of_the_record(kind, schema):
+def test_the_shipped_schema_lists_the_fields_of_the_record(kind, shipped):
     fields = [field.name for field in dataclasses.fields(kind)]
-    assert list(schema["properties"]) == fields
-    assert schema["required"] == fields
+    assert list(shipped["properties"]) == fields
+    assert shipped["required"] == fields
+
+
+def test_the_shipped_schema_lists_the_words_of_the_record():
+    assert SCHEMA["$defs"]["check"]["properties"]["status"]["enum"] == list(Status)
+    assert SCHEMA["$defs"]["verdict"]["enum"] == list(schema.Verdict)
+    assert SCHEMA["$defs"]["level"]["properties"]["grant"]["enum"] == list(schema.Grant)
 
 
 def test_the_shipped_schema_lists_the_facts_of_a_machine():
@@ -107,27 +124,31 @@ def test_the_shipped_schema_lists_the_facts_of_a_machine():
 
 def test_a_reader_ignores_fields_of_a_later_minor_version(make_result):
     record = json.loads(dumps(make_result()))
-    record.update(schema_version="1.9", weather="fine")
+    record.update(schema_version="2.9", weather="fine")
     record["checks"][0]["mood"] = "good"
-    assert loads(Result, json.dumps(record), "result.json").schema_version == "1.9"
+    assert loads(Result, json.dumps(record), "result.json").schema_version == "2.9"
 
 
 def check_record(**changes):
     return {
         "id": "a::b",
         "clause": "X-1",
+        "level": None,
+        "profile": "bf16",
+        "seed": 0,
         "status": "passed",
         "duration_s": 1,
+        "evidence": [],
         "counters": {"rows": 2},
+        "digests": {},
         "detail": "",
+        "waiver": None,
         **changes,
     }
 
 
-def test_fields_with_a_default_may_be_absent():
-    outcome = {"engine": {"name": "reference"}, "seed": 7, "checks": [check_record()]}
-    read = loads(ConformanceOutcome, json.dumps(outcome), "checks.json")
-    assert read.checks == (CheckRecord("a::b", "X-1", Status.PASSED, 1, {"rows": 2}, ""),)
+def outcome(*checks):
+    return {"engine": {"name": "a", "profile": "bf16", "device": "cpu"}, "seed": 0, "checks": list(checks)}
 
 
 @pytest.mark.parametrize(
@@ -138,24 +159,39 @@ def test_fields_with_a_default_may_be_absent():
         (check_record(counters=[]), "checks[0]: counters: is []; want an object"),
         (check_record(duration_s=True), "checks[0]: duration_s: is True; want an integer or a number"),
         (check_record(id=None), "checks[0]: id: is None; want a string"),
+        (check_record(evidence=[{"rule": "x"}]), "checks[0]: evidence[0]: comparisons is missing; want a complete Evi"),
+        (check_record(counters={"rows": 10**400}), "checks[0]: counters.rows: has 401 digits; want a number"),
         ({"id": "a"}, "checks[0]: clause is missing; want a complete CheckRecord"),
         ("a::b", "checks[0]: is 'a::b'; want an object"),
     ],
 )
 def test_an_error_names_the_file_the_place_and_what_is_wanted(record, message):
-    text = json.dumps({"engine": {}, "seed": 0, "checks": [record]})
+    text = json.dumps(outcome(record))
     with pytest.raises(ResultError, match=re.escape(f"checks.json: {message}")):
         loads(ConformanceOutcome, text, "checks.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "nonsense"])
+@pytest.mark.parametrize("text", ["", "{", "nonsense", '"\\ud800"', "[" * 100_000, "9" * 5_000])
 def test_what_is_not_json_is_refused_by_name(text):
     with pytest.raises(ResultError, match=r"result\.json: not JSON"):
         loads(Result, text, "result.json")
 
 
-@pytest.mark.parametrize("version", ["2.0", "10.1", 1, None])
+def test_a_name_twice_and_a_bare_nan_are_refused():
+    with pytest.raises(ResultError, match=r"result\.json: seed stands twice in one object"):
+        loads(Result, '{"seed": 1, "seed": 2}', "result.json")
+    with pytest.raises(ResultError, match=r'result\.json: NaN is not JSON; want the string "nan"'):
+        loads(Result, '{"seed": NaN}', "result.json")
+
+
+def test_the_worst_evidence_is_the_one_with_the_largest_margin(make_check, make_evidence):
+    entries = (make_evidence(0.5), make_evidence(0, 0), make_evidence(1.5))
+    assert make_check(evidence=entries).worst is entries[2]
+    assert make_check(evidence=()).worst is None
+
+
+@pytest.mark.parametrize("version", ["1.0", "10.1", 2, None])
 def test_another_major_version_is_refused(make_result, version):
     record = {**json.loads(dumps(make_result())), "schema_version": version}
-    with pytest.raises(ResultError, match=r"schema_version is .*; want 1\.x"):
+    with pytest.raises(ResultError, match=r"schema_version is .*; want 2\.x"):
         loads(Result, json.dumps(record), "result.json")
