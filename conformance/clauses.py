@@ -10,11 +10,16 @@ import pytest
 
 @dataclass(frozen=True)
 class Clause:
-    """One requirement: a sentence, and where it comes from."""
+    """One requirement: a sentence, and where it comes from.
+
+    Attributes:
+        part: of an engine, that a failure of a check of a whole model points to when nothing else does.
+    """
 
     id: str
     text: str
     source: str
+    part: str | None = None
 
 
 def _read() -> Mapping[str, Clause]:

@@ -51,7 +51,13 @@ class Generation(Protocol):
 
 
 class Session(Protocol):
-    """One context. Four tokens must be able to be taken back: three drafts and the token before them."""
+    """One context. Four tokens must be able to be taken back: three drafts and the token before them.
+
+    A session may also offer ``OPTIONAL_SESSION_MEMBERS``:
+
+        routing() -> Mapping[int, tuple[Tensor, Tensor]]
+            for each MoE layer, expert ids [T, A] and expert weights [T, A] of the newest ``extend``.
+    """
 
     @property
     def length(self) -> int: ...
@@ -66,7 +72,17 @@ class Session(Protocol):
 
 
 class EngineModel(Protocol):
-    """A loaded checkpoint."""
+    """A loaded checkpoint.
+
+    A model may also offer ``OPTIONAL_MODEL_MEMBERS``; without one, its checks are reported as NOT-SUPPORTED:
+
+        draft_logits(token_ids: list[int]) -> list[Tensor]
+            teacher-forced MTP: of depth k, [T - 1 - k, V]; row i predicts token i + 2 + k.
+        extend_batch(sessions: list[Session], token_ids: list[list[int]]) -> list[Tensor]
+            ``extend`` of several sessions in one step.
+        layers() -> list[Mapping[str, Any]]
+            what was built, a mapping for each layer and then for each MTP layer, under the names of ``LAYER_FIELDS``.
+    """
 
     def new_session(self) -> Session: ...
 
@@ -108,12 +124,44 @@ class Engine(Protocol):
         """Load a folder in the published format.
 
         Raises:
-            NotImplementedError: this engine has no whole model; the model checks are reported as NOT-SUPPORTED.
+            NotImplementedError: this engine has no whole model; the model checks are reported as NOT-SUPPORTED. So is
+            what any other member refuses in this way (drafts, for one).
         """
         ...
 
 
+OPTIONAL_SESSION_MEMBERS = ("routing",)
+OPTIONAL_MODEL_MEMBERS = ("draft_logits", "extend_batch", "layers")
+LAYER_FIELDS = (
+    "attention_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "sliding_window",
+    "rotary_dim",
+    "rope_theta",
+    "has_rope_scaling",
+    "is_moe",
+    "swiglu_limit",
+    "swiglu_limit_shared",
+)
 MEMBERS = ("name", "profile", "device", "ops", "load_model")
+
+
+def resolve(name: str) -> str:
+    """The module:attribute that a registered name stands for.
+
+    Raises:
+        EngineError: unknown.
+    """
+    registered = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    if name in registered:
+        return registered[name].value
+    if ":" not in name:
+        raise EngineError(
+            f"engine: {name!r} is not registered; known: {', '.join(sorted(registered))}; register yours under the "
+            f"entry point group {ENTRY_POINT_GROUP!r}, or name it as module:attribute"
+        )
+    return name
 
 
 def find_engine(name: str) -> Engine:
@@ -124,14 +172,7 @@ def find_engine(name: str) -> Engine:
     Raises:
         EngineError: unknown, not importable, or without one of ``MEMBERS``.
     """
-    registered = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    if name in registered:
-        name = registered[name].value
-    elif ":" not in name:
-        raise EngineError(
-            f"engine: {name!r} is not registered; known: {', '.join(sorted(registered))}; register yours under the "
-            f"entry point group {ENTRY_POINT_GROUP!r}, or name it as module:attribute"
-        )
+    name = resolve(name)
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)

@@ -1,20 +1,23 @@
 """The oracle: the reference operators and model in float64, on the CPU, from the very inputs that the engine got."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reference.checkpoint import Checkpoint
+from reference.checkpoint import Checkpoint, LoadedWeights
 from reference.config import ModelConfig
 from reference.model import Model
 from reference.operators import Operators
+from reference.quantization import FORMATS, QuantizedWeight, dense
 
 from .legal import reordered_operators
 from .profiles import Profile
 
 LEGAL_MODELS = 4  # evaluations of a whole model, whose rows are many
+DECIDED_OTHERWISE, TIE_NOISE = 8, 3.0  # evaluations beside these in which near-ties fall otherwise, see legal_logits
 LEGAL_ROWS = 1024  # rows, over all evaluations of an operator, from which the largest legal error is taken ...
 FEWEST, MOST = 16, 64  # ... within these numbers of evaluations
 
@@ -42,24 +45,92 @@ class OracleModel:
     def __init__(self, checkpoint: Path, profile: Profile) -> None:
         opened = Checkpoint(checkpoint)
         self.config: ModelConfig = opened.config
-        self.model = Model(opened.config, opened.load(dtype=torch.float64), torch.float64)
-        stored = None if profile.weights == torch.bfloat16 else profile.weights
-        weights = opened.load(dtype=stored)
+        self.profile = profile
+        self.weights = _loaded(opened, profile, torch.float64)
+        self.model = Model(opened.config, self.weights, torch.float64, ops=for_profile(Operators(), profile))
+        weights = _loaded(opened, profile, None if profile.weights == torch.bfloat16 else profile.weights)
         self._legal = [
-            Model(opened.config, weights, profile.activations, ops=reordered_operators(profile, seed))
-            for seed in range(LEGAL_MODELS)
+            Model(
+                opened.config, weights, profile.activations, ops=for_profile(reordered_operators(profile, s), profile)
+            )
+            for s in range(LEGAL_MODELS)
         ]
 
     def logits(self, token_ids: list[int], window: int | None = None) -> Tensor:
         """[T, V] float64 of one pass over the whole context; ``window`` replaces the sliding layers' own."""
         model = self.model
         if window is not None:
-            model = Model(self.config.with_window(window), model.weights, torch.float64)
+            model = Model(self.config.with_window(window), model.weights, torch.float64, ops=model.ops)
         return _logits(model, token_ids)
 
     def legal_logits(self, token_ids: list[int]) -> list[Tensor]:
-        """Legal evaluations of ``logits``."""
-        return [_logits(model, token_ids) for model in self._legal]
+        """Legal evaluations of ``logits``.
+
+        In a narrow profile, rounding decides near-ties between experts, and a few evaluations decide too few of them
+        both ways: as many again choose by scores with ``TIE_NOISE`` times the noise that evaluations show.
+        """
+        plain = [_logits_and_scores(model, token_ids) for model in self._legal]
+        logits = [one for one, _ in plain]
+        if not self.profile.is_narrow:
+            return logits
+        layers = [torch.stack(scores) for scores in zip(*(scores for _, scores in plain), strict=True)]
+        noise = [TIE_NOISE * (scores - scores.mean(dim=0)).square().mean().sqrt() for scores in layers]
+        random = torch.Generator().manual_seed(len(token_ids))
+        models = [self._legal[number % LEGAL_MODELS] for number in range(DECIDED_OTHERWISE)]
+        return logits + [_logits_with_noise(model, token_ids, noise, random) for model in models]
+
+
+def for_profile(ops: Operators, profile: Profile) -> Operators:
+    """The operators that a whole model of this profile is built from."""
+    return replace(ops, experts=ops.experts_fp8) if profile.expert_activations == "fp8" else ops
+
+
+def _loaded(checkpoint: Checkpoint, profile: Profile, dtype: torch.dtype | None) -> LoadedWeights:
+    """Weights with experts as the profile stores them; widened once where no operator needs the codes."""
+    weights = checkpoint.load(dtype=dtype)
+    if profile.expert_weights is None:
+        return weights
+    quantize, keeps_codes = FORMATS[profile.expert_weights].quantize, profile.expert_activations is not None
+
+    def stored(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
+        quantised = quantize(weight) if isinstance(weight, Tensor) else weight
+        return quantised if keeps_codes else dense(quantised, dtype or torch.float32)
+
+    return weights.with_experts(stored)
+
+
+def _logits_and_scores(model: Model, token_ids: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the scores [T, E] by which each MoE layer chooses."""
+    seen: list[Tensor] = []
+
+    def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
+        seen.append(_scores(x, weight) + bias)
+        return model.ops.router(x, weight, bias, top_k, scaling_factor)
+
+    return _logits(_with_router(model, router), token_ids), seen
+
+
+def _logits_with_noise(model: Model, token_ids: list[int], noise: list[Tensor], random: torch.Generator) -> Tensor:
+    """Logits of a model whose experts are chosen by noisy scores, and weighed by the right ones."""
+    layers = iter(noise)
+
+    def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
+        scores = _scores(x, weight)
+        noisy = scores + bias + next(layers) * torch.randn(scores.shape, generator=random)
+        ids = noisy.topk(top_k).indices
+        chosen = scores.gather(-1, ids)
+        return ids, chosen / chosen.sum(dim=-1, keepdim=True) * scaling_factor
+
+    return _logits(_with_router(model, router), token_ids)
+
+
+def _scores(x: Tensor, weight: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.sigmoid(x.to(wide) @ weight.to(wide).T)
+
+
+def _with_router(model: Model, router: Any) -> Model:
+    return Model(model.config, model.weights, model.dtype, model.device, replace(model.ops, router=router))
 
 
 def _logits(model: Model, token_ids: list[int]) -> Tensor:

@@ -9,16 +9,26 @@ import torch
 class Profile:
     """Dtypes of what an engine stores and of what it adds up in.
 
-    ``activations``: inputs and outputs of operators, and of the steps inside ``mlp``; an engine may also round the
-    intermediates of ``experts`` and the probabilities of ``attention`` to it.
-    ``accumulate``: sums, statistics, router scores, and rotary angles, cosines and sines. (StepFun's eager code rounds
-    cosines and sines to bfloat16: that would be a profile of its own.)
+    Attributes:
+        activations: inputs and outputs of operators, and of the steps inside ``mlp``; an engine may also round the
+            intermediates of ``experts`` and the probabilities of ``attention`` to it.
+        weights: of everything that ``expert_weights`` does not speak of.
+        accumulate: sums, statistics, router scores, and rotary angles, cosines and sines. (StepFun's eager code rounds
+            cosines and sines to bfloat16: that would be a profile of its own.)
+        expert_weights: how the routed experts are stored: None as the other weights; "fp8" e4m3 with a float32 scale
+            for each 128x128 block; "int4" symmetric, a float16 scale for 128 inputs. An engine may round the widened
+            weight to ``activations``. Whole models load the FP8 checkpoint, or round the bf16 one to int4 themselves,
+            as ``reference.quantization.quantize_int4_weight`` does.
+        expert_activations: None as ``activations``; "fp8": the inputs of both of an expert's products are rounded to
+            e4m3 with a float32 scale for 128 neighbours of a row, as ``reference.ops.quantize_activation`` does.
     """
 
     name: str
     activations: torch.dtype
     weights: torch.dtype
-    accumulate: torch.dtype
+    accumulate: torch.dtype = torch.float32
+    expert_weights: str | None = None
+    expert_activations: str | None = None
 
     @property
     def is_narrow(self) -> bool:
@@ -26,11 +36,15 @@ class Profile:
         return torch.finfo(self.activations).eps > torch.finfo(self.accumulate).eps
 
 
+BF16 = torch.bfloat16
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("float32", torch.float32, torch.float32, torch.float32),
-        Profile("bf16", torch.bfloat16, torch.bfloat16, torch.float32),
+        Profile("float32", torch.float32, torch.float32),
+        Profile("bf16", BF16, BF16),
+        Profile("fp8", BF16, BF16, expert_weights="fp8", expert_activations="fp8"),
+        Profile("w8a16", BF16, BF16, expert_weights="fp8"),
+        Profile("w4a16", BF16, BF16, expert_weights="int4"),
     )
 }
 

@@ -1,40 +1,53 @@
 """The engine under test, as the checks see it."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from reference.config import ModelConfig
 
-from .engine import Engine
 from .guard import GuardedModel, Operator, guarded
+from .isolation import EngineProcess, Unsupported
 from .profiles import Profile, find_profile
+
+NOT_SUPPORTED = "NOT-SUPPORTED: "  # how a skip says that the engine does not offer what the check judges
 
 
 class UnderTest:
-    """An engine with its profile; what it does not offer skips the check as NOT-SUPPORTED."""
+    """An engine with its profile; what it does not offer skips the check as NOT-SUPPORTED.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.name = engine.name
-        self.profile: Profile = find_profile(engine.profile)
-        self.device = torch.device(engine.device)
+    Attributes:
+        not_offered: what was asked for and is not there, with the reason.
+    """
+
+    def __init__(self, process: EngineProcess) -> None:
+        self.process = process
+        self.name: str = process.description["name"]
+        self.profile: Profile = find_profile(process.description["profile"])
+        self.device = torch.device(process.description["device"])
+        self.rows: list[str] = process.description["rows"]
+        self.not_offered: dict[str, str] = {}
         self._model: GuardedModel | None = None
 
     def op(self, name: str) -> Operator:
         """The guarded row of that name."""
-        rows = self.engine.ops()
-        if name not in rows:
-            pytest.skip(f"NOT-SUPPORTED: {self.name} offers no {name}")
-        return guarded(name, rows[name], self.device)
+        if name not in self.rows:
+            self.refuses(name, f"{self.name} offers no {name}")
+        return guarded(name, self.process)
 
     def model(self, checkpoint: Path) -> GuardedModel:
         """The loaded model, loaded once."""
-        if self._model is None:
+        if self._model is None or self._model.checkpoint != checkpoint:
             try:
-                loaded = self.engine.load_model(checkpoint)
-            except NotImplementedError as refusal:
-                pytest.skip(f"NOT-SUPPORTED: {self.name} loads no model ({refusal})")
-            self._model = GuardedModel(loaded, ModelConfig.from_file(checkpoint).vocab_size)
+                vocab_size = ModelConfig.from_file(checkpoint).vocab_size
+                self._model = GuardedModel(self.process, checkpoint, vocab_size, self.refuses)
+            except Unsupported as refusal:
+                self.refuses("load_model", f"{self.name} loads no model ({refusal})")
         return self._model
+
+    def refuses(self, what: str, reason: str) -> NoReturn:
+        """Note what is not offered, and skip the check."""
+        self.not_offered[what] = reason
+        pytest.skip(f"{NOT_SUPPORTED}{what}: {reason}")
