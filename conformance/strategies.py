@@ -17,6 +17,14 @@ from .profiles import Profile
 LAST_POSITION = 262_143
 # Beside small ones, positions that are not round: bfloat16 holds powers of two exactly and errs by up to 512 here.
 POSITIONS = (0, 1, 511, 513, 4095, 8_191, 100_003, 131_071, 131_073, LAST_POSITION)
+# Around the tile heights of kernels: what is left over, or missing, in a last tile shows at these.
+TOKEN_COUNTS = (0, 1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129)
+DENORMAL = 2.0**-133  # the smallest number above 0 of bfloat16; float32 holds it, too
+
+
+def token_counts(*rest: int) -> list[tuple[int, ...]]:
+    """Shapes (T, *rest) for every number of tokens."""
+    return [(count, *rest) for count in TOKEN_COUNTS]
 
 
 def _randn(size: Sequence[int], random: torch.Generator) -> Tensor:
@@ -39,6 +47,11 @@ def _some_zero_rows(size: Sequence[int], random: torch.Generator) -> Tensor:
     return _randn(size, random) * (torch.rand(*size[:-1], 1, generator=random) < 0.5)
 
 
+def _denormals(size: Sequence[int], random: torch.Generator) -> Tensor:
+    """-2 to 2 times the smallest: where a product with them is flushed to zero, that is legal, and NaN is not."""
+    return torch.randint(-2, 3, tuple(size), generator=random) * DENORMAL
+
+
 FAMILIES: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
     "randn": _randn,
     "one_loud_channel": _one_loud_channel,
@@ -48,6 +61,7 @@ FAMILIES: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
     "saturating": lambda size, random: _randn(size, random) * 8,  # beyond the clamp of swiglu
     "zeros": lambda size, random: torch.zeros(*size),
     "some_zero_rows": _some_zero_rows,
+    "denormals": _denormals,
 }
 
 
@@ -103,6 +117,18 @@ def _all_negative(x: Tensor, weight: Tensor, bias: Tensor, random: torch.Generat
     return x.abs() * 2, -weight.abs(), bias * 1e-4
 
 
+def _all_positive(x: Tensor, weight: Tensor, bias: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    return x.abs() * 2, weight.abs(), bias * 1e-4
+
+
+def _equal(x: Tensor, weight: Tensor, bias: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    return x, weight[:1].expand_as(weight).contiguous(), torch.zeros_like(bias)
+
+
+def _cold(x: Tensor, weight: Tensor, bias: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    return x, weight, torch.where(torch.arange(len(bias)) % 3 == 0, bias - 2, bias)
+
+
 def _hot(x: Tensor, weight: Tensor, bias: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     return x[:1].expand_as(x).contiguous(), weight, bias
 
@@ -132,7 +158,10 @@ ROUTER_FAMILIES = {
     "randn": _as_it_is,
     "one_loud_channel": _as_it_is,
     "all_negative": _all_negative,  # every score below a half
+    "all_positive": _all_positive,  # every score near 1: sigmoids that saturate lie close together
     "hot": _hot,  # every token chooses the same experts
+    "cold": _cold,  # a third of the experts is never chosen while there are others
+    "equal": _equal,  # every expert has the same score
     "ties": _ties,  # pairs of equal experts
     "near_ties": _near_ties,  # pairs of experts whose scores differ by 1e-2 to 1e-6
     "biased": _biased,  # the bias decides

@@ -10,11 +10,18 @@ from torch import Tensor
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import LAST_POSITION, Case, for_cases
+from ..strategies import LAST_POSITION, TOKEN_COUNTS, Case, for_cases
 from ..tolerance import bit_exact, gamma, ulp, within
 from ..under_test import UnderTest
 
-SHAPES = [(5, 17, 6, 2, 32), (1, 40, 12, 1, 16), (9, 33, 8, 4, 24), (3, 7, 96, 8, 128)]  # T, S, N, K, H
+SHAPES = [
+    (5, 17, 6, 2, 32),
+    (1, 40, 12, 1, 16),
+    (9, 33, 8, 4, 24),
+    (3, 7, 96, 8, 128),
+    (2, 9, 64, 8, 128),
+]  # T, S, N, K, H
+SHAPES += [(count, count + 5, 6, 2, 16) for count in TOKEN_COUNTS]
 WINDOW = 512
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -28,7 +35,7 @@ def inputs(engine: UnderTest, case: Case, start: int = 0) -> Inputs:
         case.activations(num_queries, num_heads, head_dim, dtype=dtype, what="q"),
         case.activations(num_keys, num_kv_heads, head_dim, dtype=dtype, what="k"),
         case.activations(num_keys, num_kv_heads, head_dim, dtype=dtype, what="v"),
-        positions[-num_queries:],
+        positions[num_keys - num_queries :],
         positions,
     )
 
@@ -139,6 +146,28 @@ def test_later_keys_change_nothing(engine: UnderTest, counters: Counters, case: 
     bit_exact(later, got, counters, f"{case}, keys after the last query changed")
     seen = attend(q, louder_k, louder_v, query_positions + 1, key_positions, None)
     counters.add("the_same_change_one_position_earlier_shows", int((seen != got).sum()))
+
+
+@clause("ATT-1")
+@pytest.mark.parametrize("window", [None, 6], ids=["full", "window 6"])
+@pytest.mark.parametrize("filling", [1e30, -1e30])
+def test_keys_out_of_sight_may_hold_anything_finite(
+    engine: UnderTest, counters: Counters, window: int | None, filling: float
+) -> None:
+    """Later positions, and those that a window has left: a mask that is added after the exponential shows."""
+    case = Case("randn", (4, 21, 6, 2, 16), 0)
+    q, k, v, _, key_positions = inputs(engine, case)
+    query_positions = torch.tensor([12, 13, 14, 15])
+    hidden = key_positions > 15
+    if window is not None:
+        hidden |= key_positions <= 12 - window
+    filled_k, filled_v = k.clone(), v.clone()
+    filled_k[hidden], filled_v[hidden] = 1e4, filling
+    attend = engine.op("attention")
+    got = attend(q, k, v, query_positions, key_positions, window)
+    filled = attend(q, filled_k, filled_v, query_positions, key_positions, window)
+    counters.add("keys_out_of_sight", int(hidden.sum()))
+    bit_exact(filled, got, counters, f"keys out of sight filled with {filling}")
 
 
 @clause("ATT-2")

@@ -1,25 +1,38 @@
 """Checks of the row ``experts``."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from reference.quantization import FORMATS, QuantizedWeight, dense
+
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact, legal
+from ..profiles import Profile
 from ..strategies import Case, for_cases
-from ..tolerance import Envelope, bit_exact
+from ..tolerance import Envelope, Residual, bit_exact
 from ..under_test import UnderTest
 
 SHAPES = [(11, 48, 40, 7, 3), (1, 264, 32, 12, 8), (33, 24, 18, 9, 2), (0, 16, 8, 4, 2)]  # T, D, F, E, A
 FAMILIES = ["randn", "saturating", "one_loud_channel", "mixed_rows", "zeros"]
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Weight = Tensor | QuantizedWeight
+Inputs = tuple[Tensor, Tensor, Tensor, Weight, Weight, Weight]
 
 
-def inputs(engine: UnderTest, case: Case, used: int | None = None) -> Inputs:
-    """``used``: how many experts tokens are routed to; the others get none."""
+def stored(weight: Tensor, profile: Profile) -> Weight:
+    """A weight of the routed experts as the profile stores it."""
+    return FORMATS[profile.expert_weights].quantize(weight) if profile.expert_weights else weight
+
+
+def dense_inputs(
+    profile: Profile, case: Case, used: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Before the weights are stored as the profile does; ``used``: how many experts tokens are routed to."""
     num_tokens, hidden_size, intermediate_size, num_experts, top_k = case.shape
-    random, dtype = case.random("ids"), engine.profile.weights
+    random, dtype = case.random("ids"), profile.weights
     ids = torch.stack([
         torch.randperm(used or num_experts, generator=random)[:top_k] for _ in range(num_tokens)
     ]) if num_tokens else torch.zeros(0, top_k, dtype=torch.int64)  # fmt: skip
@@ -30,23 +43,39 @@ def inputs(engine: UnderTest, case: Case, used: int | None = None) -> Inputs:
         torch.stack([case.weights(*size, dtype=dtype, what=f"{name}{e * e}") for e in range(num_experts)])
         for name, size in sizes.items()
     )
-    x = case.activations(num_tokens, hidden_size, dtype=engine.profile.activations)
+    x = case.activations(num_tokens, hidden_size, dtype=profile.activations)
     return x, ids, weights / weights.sum(dim=-1, keepdim=True) * 3, gate_weight, up_weight, down_weight
 
 
+def inputs(engine: UnderTest, case: Case, used: int | None = None) -> Inputs:
+    x, ids, weights, *stacked = dense_inputs(engine.profile, case, used)
+    gate_weight, up_weight, down_weight = (stored(weight, engine.profile) for weight in stacked)
+    return x, ids, weights, gate_weight, up_weight, down_weight
+
+
+def contributions(op: str, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> dict[str, Tensor]:
+    """What each expert adds to the result [T, D], float64."""
+    parts = {}
+    for expert in ids.unique().tolist():
+        alone = torch.where(ids == expert, weights, 0.0)
+        parts[f"expert {expert}"] = exact(op, x, ids, alone, *rest)
+    return parts
+
+
 def loop(
-    x: Tensor, ids: Tensor, weights: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, limit: float
+    x: Tensor, ids: Tensor, weights: Tensor, gate_weight: Weight, up_weight: Weight, down_weight: Weight, limit: float
 ) -> Tensor:
     """The same in float64, one token and slot at a time: written apart from the reference."""
+    gate_weight, up_weight, down_weight = (dense(w, torch.float64) for w in (gate_weight, up_weight, down_weight))
     y = torch.zeros(x.shape, dtype=torch.float64)
     for token in range(len(x)):
         for expert, weight in zip(ids[token].tolist(), weights[token].tolist(), strict=True):
-            gate = gate_weight[expert].double() @ x[token].double()
-            up = up_weight[expert].double() @ x[token].double()
+            gate = gate_weight[expert] @ x[token].double()
+            up = up_weight[expert] @ x[token].double()
             activated = gate / (1 + (-gate).exp())
             if limit:
                 activated, up = activated.clamp(max=limit), up.clamp(-limit, limit)
-            y[token] += weight * (down_weight[expert].double() @ (activated * up))
+            y[token] += weight * (down_weight[expert] @ (activated * up))
     return y
 
 
@@ -56,9 +85,19 @@ def loop(
 def test_adds_up_the_weighted_chosen_experts(engine: UnderTest, counters: Counters, case: Case, limit: float) -> None:
     args = (*inputs(engine, case), limit)
     got = engine.op("experts")(*args)
-    ups = torch.einsum("td,efd->tef", args[0].double(), args[4].double())
+    ups = torch.einsum("td,efd->tef", args[0].double(), dense(args[4], torch.float64))
     counters.add("ups_beyond_7", int((ups.abs() > 7).sum()))
     Envelope(legal("experts", engine.profile, *args), loop(*args)).check(got, counters, case)
+
+
+@clause("MOE-1")
+@for_cases(["randn", "one_loud_channel"], [(33, 24, 18, 9, 2), (65, 48, 40, 5, 2)])
+def test_each_expert_counts_once(engine: UnderTest, counters: Counters, case: Case) -> None:
+    """Each element may be off by its rounding, but no expert as a whole: small systematic faults show here."""
+    args = (*inputs(engine, case), 7.0)
+    parts = contributions("experts", *args)
+    got = engine.op("experts")(*args)
+    Residual(legal("experts", engine.profile, *args), loop(*args), parts).check(got, counters, case)
 
 
 @clause("MOE-1")
@@ -115,14 +154,14 @@ def test_a_weight_of_zero_removes_its_expert(engine: UnderTest, counters: Counte
 @clause("MOE-4")
 def test_an_experts_weights_reach_only_its_own_tokens(engine: UnderTest, counters: Counters) -> None:
     case = Case("randn", SHAPES[0], 0)
-    x, ids, weights, *stacked = inputs(engine, case)
-    run = engine.op("experts")
-    got = run(x, ids, weights, *stacked, 7.0)
+    x, ids, weights, *stacked = dense_inputs(engine.profile, case)
+    profile, run = engine.profile, engine.op("experts")
+    got = run(x, ids, weights, *(stored(weight, profile) for weight in stacked), 7.0)
     for expert in range(case.shape[3]):
         changed = [weight.clone() for weight in stacked]
         for weight in changed:
             weight[expert] = -3 * weight[expert] + 0.5
-        after = run(x, ids, weights, *changed, 7.0)
+        after = run(x, ids, weights, *(stored(weight, profile) for weight in changed), 7.0)
         routed = (ids == expert).any(dim=-1)
         bit_exact(after[~routed], got[~routed], counters, f"tokens that are not routed to expert {expert}")
         counters.add("tokens_routed_to_a_changed_expert", int(routed.sum()))

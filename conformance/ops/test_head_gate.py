@@ -7,16 +7,16 @@ import torch
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import UlpBound, bit_exact
 from ..under_test import UnderTest
 
-SHAPES = [(5, 12, 32), (1, 96, 128), (0, 6, 16)]  # T, N, H; no two equal
+SHAPES = [(5, 12, 32), (1, 96, 128), (0, 6, 16), *token_counts(6, 14)]  # T, N, H
 TOLERANCE = UlpBound(ulps=2, roundings=6)  # exp (2), 1 + it, the quotient, the product, and one for exp's argument
 
 
 @clause("GATE-1")
-@for_cases(["randn", "saturating", "mixed_rows", "one_loud_channel", "tiny_scale", "zeros"], SHAPES)
+@for_cases(["randn", "saturating", "mixed_rows", "one_loud_channel", "tiny_scale", "zeros", "denormals"], SHAPES)
 def test_scales_each_head_by_the_sigmoid_of_its_gate(engine: UnderTest, counters: Counters, case: Case) -> None:
     num_tokens, num_heads, _ = case.shape
     x = case.activations(*case.shape, dtype=engine.profile.activations)

@@ -1,20 +1,40 @@
 """Checks of the row ``linear``."""
 
+import pytest
 import torch
 
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import DotBound, bit_exact
 from ..under_test import UnderTest
 
-SHAPES = [(5, 96, 40), (1, 1280, 257), (33, 130, 7), (0, 24, 16)]  # T, I, O; no two equal
+SHAPES = [(5, 96, 40), (1, 1280, 257), (33, 130, 7), (0, 24, 16), *token_counts(24, 18)]  # T, I, O
+# Published projections: k and v, and in the full tier the widest in and out.
+PUBLISHED = [
+    (3, 4096, 1024),
+    *(
+        pytest.param(shape, marks=pytest.mark.full)
+        for shape in [(2, 4096, 12_288), (3, 12_288, 4096), (2, 11_264, 4096), (9, 4096, 4096)]
+    ),
+]
 
 
 @clause("LIN-1")
 @for_cases(["randn", "one_loud_channel", "mixed_rows", "tiny_scale", "huge_scale", "zeros"], SHAPES)
 def test_multiplies_rows_by_the_transposed_weight(engine: UnderTest, counters: Counters, case: Case) -> None:
+    check(engine, counters, case)
+
+
+@clause("LIN-1")
+@pytest.mark.parametrize("shape", PUBLISHED, ids=str)
+def test_multiplies_at_the_published_widths(engine: UnderTest, counters: Counters, shape: tuple[int, ...]) -> None:
+    check(engine, counters, Case("one_loud_channel", shape, 0))
+
+
+def check(engine: UnderTest, counters: Counters, case: Case) -> None:
+    """Compare one product with the bound of its sum."""
     num_tokens, num_inputs, num_outputs = case.shape
     x = case.activations(num_tokens, num_inputs, dtype=engine.profile.activations)
     weight = case.weights(num_outputs, num_inputs, dtype=engine.profile.weights, what="weight")

@@ -6,11 +6,11 @@ import torch
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact, legal
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import Envelope, bit_exact
 from ..under_test import UnderTest
 
-SHAPES = [(5, 96, 40), (1, 264, 130), (17, 48, 200), (0, 24, 16)]  # T, D, F; no two equal
+SHAPES = [(5, 96, 40), (1, 264, 130), (17, 48, 200), (0, 24, 16), *token_counts(24, 40)]  # T, D, F
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 

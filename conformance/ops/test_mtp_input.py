@@ -6,12 +6,12 @@ from torch import Tensor
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact, legal
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import Envelope
 from ..under_test import UnderTest
 from .test_rms_norm import EPS, tolerance
 
-SHAPES = [(5, 96), (1, 264), (17, 40), (0, 16)]  # T, D
+SHAPES = [(5, 96), (1, 264), (17, 40), (0, 16), *token_counts(24)]  # T, D
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 

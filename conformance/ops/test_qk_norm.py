@@ -5,12 +5,12 @@ import torch
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import bit_exact
 from ..under_test import UnderTest
 from .test_rms_norm import EPS, tolerance
 
-SHAPES = [(5, 12, 3, 128), (1, 8, 2, 32), (0, 6, 2, 16)]  # T, N, K, H; no two equal
+SHAPES = [(5, 12, 3, 128), (1, 8, 2, 32), (0, 6, 2, 16), *token_counts(6, 2, 16)]  # T, N, K, H
 
 
 def inputs(engine: UnderTest, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,17 +2,18 @@
 
 import math
 
+import pytest
 import torch
 
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import UlpBound, bit_exact, sum_roundings
 from ..under_test import UnderTest
 
 EPS = 1e-5
-SHAPES = [(1, 4096), (7, 129), (0, 96), (5, 24)]  # one row; axes that differ, so a swapped one cannot pass; no rows
+SHAPES = [(1, 4096), (7, 129), (0, 96), (5, 24), *token_counts(40)]  # axes that differ: a swapped one cannot pass
 FAMILIES = ["randn", "tiny_scale", "huge_scale", "one_loud_channel", "mixed_rows", "zeros", "some_zero_rows"]
 
 
@@ -66,3 +67,16 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(engine: UnderTest, counters
     got, beside = engine.op("rms_norm")(x, weight, EPS), engine.op("rms_norm")(louder, weight, EPS)
     kept = [0, 1, 2, 4, 5]
     bit_exact(beside[kept], got[kept], counters, "rows beside one that became 1000 times as large")
+
+
+@clause("NORM-1")
+@pytest.mark.parametrize("power", [1, 5, 9])
+def test_the_size_of_a_large_row_does_not_matter(engine: UnderTest, counters: Counters, power: int) -> None:
+    """Four is exact in every format and leaves every mantissa and every root as it is; eps is far below an ulp here."""
+    case = Case("huge_scale", (7, 96), power)
+    x = case.activations(*case.shape, dtype=engine.profile.activations)
+    weight = case.norm_weight(96, engine.profile.weights)
+    share = EPS / x.double().square().mean(dim=-1).amin().item()
+    counters.add("eps_is_too_small_to_show", share < torch.finfo(torch.float32).eps / 4)
+    norm = engine.op("rms_norm")
+    bit_exact(norm(x * 4**power, weight, EPS), norm(x, weight, EPS), counters, f"{case}, rows 4^{power} times as large")

@@ -11,13 +11,13 @@ from reference.ops.rope import inverse_frequencies
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import LAST_POSITION, POSITIONS, Case, for_cases
+from ..strategies import LAST_POSITION, POSITIONS, Case, for_cases, token_counts
 from ..tolerance import DotBound, bit_exact, gamma, ulp, within
 from ..under_test import UnderTest
 
 FULL = (64, 5e6, RopeScaling(2.0, 1.0, 32.0, 131_072))  # R of 128, theta, scaling: the published layers
 SLIDING = (128, 1e4, None)
-SHAPES = [(10, 3, 128, 64), (10, 3, 128, 128), (10, 5, 24, 12), (10, 2, 16, 16)]  # T, N, H, R
+SHAPES = [(10, 3, 128, 64), (10, 3, 128, 128), (10, 5, 24, 12), (10, 2, 16, 16), *token_counts(3, 24, 12)]  # T, N, H, R
 
 # f / f' of the full layers, as published in llama.cpp's rope_freqs.weight: below 14 it is 1, from 21 on 2.
 PUBLISHED_FACTORS = {
@@ -56,7 +56,7 @@ def test_rotates_half_split_pairs_by_position_times_frequency(
 ) -> None:
     num_tokens, num_heads, head_dim, rotary_dim = case.shape
     x = case.activations(num_tokens, num_heads, head_dim, dtype=engine.profile.activations)
-    positions = torch.tensor(POSITIONS)[:num_tokens]
+    positions = torch.tensor(POSITIONS)[torch.arange(num_tokens) % len(POSITIONS)]
     frequencies = inverse_frequencies(rotary_dim, 1e4)
     got = engine.op("rope")(x, positions, frequencies)
     want = exact("rope", x, positions, frequencies)

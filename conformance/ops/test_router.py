@@ -5,11 +5,20 @@ from torch import Tensor
 
 from ..clauses import clause
 from ..counters import Counters
-from ..strategies import ROUTER_FAMILIES, Case, for_cases, router_inputs
-from ..tolerance import DotBound, bit_exact, gamma, near_tie, within
+from ..oracle import exact, legal
+from ..strategies import ROUTER_FAMILIES, Case, for_cases, router_inputs, token_counts
+from ..tolerance import DotBound, Envelope, bit_exact, gamma, near_tie, within
 from ..under_test import UnderTest
+from .test_experts import stored
 
-SHAPES = [(33, 96, 24, 8), (40, 128, 288, 8), (1, 64, 9, 2), (5, 40, 6, 1)]  # T, D, E, A; no two equal
+SHAPES: list[tuple[int, ...]] = [
+    (33, 96, 24, 8),
+    (40, 128, 288, 8),
+    (1, 64, 9, 2),
+    (5, 40, 6, 1),
+    (3, 4096, 288, 8),
+]  # T, D, E, A
+SHAPES += token_counts(20, 24, 7)
 SCALING = 3.0
 SIGMOID = 5  # roundings: exp (2), 1 + it, the quotient, adding the bias
 
@@ -91,3 +100,26 @@ def test_permuting_the_experts_permutes_the_choice(engine: UnderTest, counters: 
     counters.add("experts_that_moved", int((order != torch.arange(len(order))).sum()))
     for token, chosen in enumerate(order[ids].tolist()):
         near_tie(set(chosen), biased[token], errors[token], top_k, counters, f"{case}, token {token}, experts permuted")
+
+
+@clause("ROUT-3")
+@for_cases(["randn", "one_loud_channel", "biased"], [(17, 40, 12, 3), (1, 64, 9, 2)])
+def test_permuting_experts_and_their_weights_leaves_what_they_add_up_to(
+    engine: UnderTest, counters: Counters, case: Case
+) -> None:
+    """Router and experts together: ids are places among the weights, and no place is special."""
+    x, weight, bias = router_inputs(case, engine.profile)
+    _, hidden_size, num_experts, top_k = case.shape
+    dtype, width = engine.profile.weights, 24
+    sizes = {"gate": (width, hidden_size), "up": (width, hidden_size), "down": (hidden_size, width)}
+    stacked = [
+        torch.stack([case.weights(*size, dtype=dtype, what=f"{name}{expert}") for expert in range(num_experts)])
+        for name, size in sizes.items()
+    ]
+    order = torch.randperm(num_experts, generator=case.random("order"))
+    ids, weights = engine.op("router")(x, weight[order], bias[order], top_k, SCALING)
+    moved = [stored(one[order], engine.profile) for one in stacked]
+    got = engine.op("experts")(x, ids, weights, *moved, 7.0)
+    args = (x, order[ids], weights, *(stored(one, engine.profile) for one in stacked), 7.0)
+    counters.add("experts_that_moved", int((order != torch.arange(num_experts)).sum()))
+    Envelope(legal("experts", engine.profile, *args), exact("experts", *args)).check(got, counters, case)

@@ -7,11 +7,12 @@ import torch
 
 from ..clauses import clause
 from ..counters import Counters
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import bit_exact, within
 from ..under_test import UnderTest
 
-SHAPES = [(3, 7), (1, 130), (2, 31)]  # T, V
+SHAPES = [(3, 7), (1, 130), (2, 31), *token_counts(23)]  # T, V
+VOCAB_SIZE = 128_896  # published
 # temperature, top_k, top_p, min_p
 SETTINGS = [
     (1.0, 0, 1.0, 0.0),
@@ -73,6 +74,17 @@ def test_filters_in_order_and_renormalises_after_each(
     logits = case.activations(*case.shape, dtype=engine.profile.activations)
     if case.family == "zeros":
         logits += torch.linspace(-1, 1, case.shape[1]).to(logits.dtype)
+    check(engine, logits, setting, counters, case)
+
+
+def check(
+    engine: UnderTest,
+    logits: torch.Tensor,
+    setting: tuple[float, int, float, float],
+    counters: Counters,
+    where: object,
+) -> None:
+    """Compare each row with the law, unless it lies at a border."""
     got = engine.op("sampling")(logits, *setting)
     for row, values in enumerate(logits.double().tolist()):
         want, border = filtered(values, *setting)
@@ -86,9 +98,9 @@ def test_filters_in_order_and_renormalises_after_each(
             counters.add("tokens_dropped", sum(share == 0 for share in want))
         exact = torch.tensor(want, dtype=torch.float64)
         kept = (exact > 0).tolist()
-        bit_exact(got[row] > 0, torch.tensor(kept) & (got[row] > 0), counters, f"{case}, row {row}, the support")
+        bit_exact(got[row] > 0, torch.tensor(kept) & (got[row] > 0), counters, f"{where}, row {row}, the support")
         bound = exact * relative + torch.finfo(torch.float32).tiny
-        within(got[row], exact, bound, "roundings of a softmax", counters, f"{case}, row {row}")
+        within(got[row], exact, bound, "roundings of a softmax", counters, f"{where}, row {row}")
 
 
 @clause("SAMP-1")
@@ -109,6 +121,21 @@ def test_known_distributions(engine: UnderTest, counters: Counters) -> None:
         got = sampling(logits, *setting)
         bound = want * torch.finfo(torch.float32).eps * 32 + torch.finfo(torch.float32).tiny
         within(got, want, bound, "roundings of a softmax of five", counters, f"temperature, k, p, min_p {setting}")
+
+
+@clause("SAMP-1")
+@pytest.mark.parametrize(
+    "setting", [(1.0, 3, 1.0, 0.0), (1.0, 0, 0.6, 0.0), (1.0, 0, 1.0, 0.3), (0.5, 0, 0.8, 0.0)], ids=str
+)
+def test_filters_cut_the_tail_of_the_published_vocabulary(
+    engine: UnderTest, counters: Counters, setting: tuple[float, int, float, float]
+) -> None:
+    """Four tokens, far apart in a vocabulary of 128,896, hold nine tenths; the others share the rest."""
+    places, shares = [128_895, 70_001, 3, 65_536], [0.45, 0.25, 0.12, 0.08]
+    weights = torch.full((VOCAB_SIZE,), 0.1 / (VOCAB_SIZE - 4), dtype=torch.float64)
+    weights[places] = torch.tensor(shares, dtype=torch.float64)
+    logits = weights.log().float()[None]
+    check(engine, logits, setting, counters, "a peaked law")
 
 
 @clause("SAMP-2")

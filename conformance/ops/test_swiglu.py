@@ -8,11 +8,11 @@ import torch
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
-from ..strategies import Case, for_cases
+from ..strategies import Case, for_cases, token_counts
 from ..tolerance import UlpBound, within
 from ..under_test import UnderTest
 
-SHAPES = [(5, 40), (1, 1280), (0, 24)]  # T, F
+SHAPES = [(5, 40), (1, 1280), (0, 24), *token_counts(22)]  # T, F
 TOLERANCE = UlpBound(ulps=2, roundings=6)  # exp (2), 1 + it, the quotient, the product, and one for exp's argument
 LIMITS = (0.0, 7.0, 16.0)  # the published ones
 
@@ -22,7 +22,7 @@ VECTORS = [(10, 3, 21), (10, -9, -49), (-20, 8, -2.8856e-7), (7.01, 1, 7.0), (3,
 
 @clause("ACT-1")
 @pytest.mark.parametrize("limit", LIMITS)
-@for_cases(["randn", "saturating", "one_loud_channel", "mixed_rows", "tiny_scale", "zeros"], SHAPES)
+@for_cases(["randn", "saturating", "one_loud_channel", "mixed_rows", "tiny_scale", "zeros", "denormals"], SHAPES)
 def test_multiplies_the_activated_gate_by_up_each_within_its_limit(
     engine: UnderTest, counters: Counters, case: Case, limit: float
 ) -> None:
