@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from conformance.faults.models import engine_with_model
 from reference.engine import ReferenceEngine, ReferenceModel
 from reference.generate import Generation
 
@@ -36,7 +35,12 @@ class NeverDraftsModel(ReferenceModel):
         return result
 
 
+class NeverDrafts(ReferenceEngine):
+    def load_model(self, checkpoint: Path) -> ReferenceModel:
+        return NeverDraftsModel(super().load_model(checkpoint).model)
+
+
 ops_only, nothing = OpsOnly("ops-only"), Nothing("nothing")
-never_drafts = engine_with_model(NeverDraftsModel)
+never_drafts = NeverDrafts()
 unknown_profile = Nothing("unknown-profile")
 unknown_profile.profile = "float7"

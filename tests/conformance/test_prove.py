@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import s35
-from conformance.prove import _outcome
+from conformance.prove import KINDS, known_names, outcome_of, score
 
 
 def check(clause: str, status: str) -> dict[str, Any]:
@@ -27,24 +27,54 @@ def check(clause: str, status: str) -> dict[str, Any]:
         ("reference", 0, [check("NORM-1", "passed")], "accepted"),
         ("reference", 1, [check("NORM-1", "failed")], "rejected"),
         ("reference", 5, [check("NORM-1", "inconclusive")], "rejected"),
+        ("reference", 1, [check("NORM-1", "timeout")], "error"),
+        ("crashes", 1, [check("NORM-1", "error")], "caught"),  # the engine broke, and the judge says so
+        ("hangs", 1, [check("NORM-1", "timeout")], "caught"),
+        ("hangs", None, [], "timeout"),  # the judge hung with it
+        ("hangs", 3, [check("NORM-1", "failed")], "error"),
+        ("patches_the_judge", 0, [check("NORM-1", "passed")], "missed"),
     ],
 )
 def test_only_its_own_clause_catches_a_fault(
     name: str, exit_code: int | None, checks: list[dict[str, Any]], verdict: str
 ) -> None:
-    outcome = _outcome(name, exit_code, 1.0, checks)
+    outcome = outcome_of(name, exit_code, 1.0, checks)
     assert outcome.verdict == verdict
     assert outcome.as_wanted == (verdict in ("caught", "accepted"))
 
 
+def test_what_is_neither_caught_nor_accepted_stays_in_the_score() -> None:
+    passed, failed = [check("NORM-1", "passed")], [check("NORM-1", "failed")]
+    outcomes = [
+        outcome_of("norm_without_one", 1, 1.0, failed),
+        outcome_of("norm_in_place", 0, 1.0, passed),
+        outcome_of("norm_aliasing", None, 1.0, []),
+        outcome_of("reference", 1, 1.0, failed),
+        outcome_of("crashes", 0, 1.0, passed),
+        outcome_of("hangs", 1, 1.0, failed),
+    ]
+    assert score(outcomes) == {
+        "faults": 3,
+        "caught": 1,
+        "equivalent": 0,
+        "survivors": 2,
+        "benign": 1,
+        "false_alarms": 1,
+        "attacks": 2,
+        "attacks_caught": 1,
+    }
+
+
 def test_the_command_counts_and_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    assert s35.main(["prove", "embedding_shifted", "gate_skipped", "--json"]) == 0
+    assert s35.main(["prove", "embedding_shifted", "gate_skipped", "crashes", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["faults"], record["caught"], record["right_engines"]) == (2, 2, 0)
-    assert [outcome["name"] for outcome in record["outcomes"]] == ["embedding_shifted", "gate_skipped"]
-    assert all(outcome["caught_by"] for outcome in record["outcomes"])
+    assert (record["faults"], record["caught"], record["survivors"], record["benign"]) == (2, 2, 0, 0)
+    assert (record["attacks"], record["attacks_caught"]) == (1, 1)
+    assert [outcome["name"] for outcome in record["outcomes"]] == ["embedding_shifted", "gate_skipped", "crashes"]
+    assert s35.main(["prove", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(known_names()) == sum(map(len, KINDS.values()))
 
 
 def test_an_unknown_name_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert s35.main(["prove", "nothing_wrong"]) == 4
-    assert "fault: nothing_wrong is not in the catalogue" in capsys.readouterr().err
+    assert "prove: nothing_wrong is not in the catalogue; `s35 prove --list` names them" in capsys.readouterr().err

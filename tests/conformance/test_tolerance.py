@@ -12,6 +12,7 @@ from conformance.tolerance import (
     ConformanceError,
     DotBound,
     Envelope,
+    Residual,
     UlpBound,
     bit_exact,
     gamma,
@@ -71,9 +72,9 @@ def test_a_dot_product_may_err_by_its_forward_bound_only() -> None:
     rule = DotBound(500, torch.float32)
     counters = Counters()
     rule.check((x @ weight.T), want, size, counters, "here")
-    assert counters.statistic is not None
-    assert counters.bound is not None
-    assert counters.statistic < counters.bound
+    (evidence,) = counters.evidence.values()
+    assert 0 < evidence.statistic < evidence.bound
+    assert evidence.rule == "gamma_500 sum|x||w| + 1/2 ulp"
     with pytest.raises(ConformanceError, match="gamma_500"):
         rule.check((want + 1.1 * gamma(500, torch.float32) * size).float(), want, size, Counters(), "here")
 
@@ -108,11 +109,68 @@ def test_a_choice_may_differ_at_a_near_tie_only() -> None:
         near_tie({0}, scores, errors, 2, Counters(), "here")
 
 
-def test_a_check_that_compared_nothing_is_empty() -> None:
+def test_evidence_is_the_worst_comparison_of_each_rule_and_the_smallest_fault_that_any_detects() -> None:
     counters = Counters()
-    assert counters.empty == ["comparisons"]
-    bit_exact(torch.ones(1), torch.ones(1), counters, "here")
-    counters.add("clamped", 0)
-    assert counters.empty == ["clamped"]
-    counters.add("clamped", 2)
-    assert counters.empty == []
+    counters.compared("rule", 1, 4, "first", detects=0.5)
+    counters.compared("rule", 3, 4, "second", detects=0.25)
+    counters.compared("rule", 2, 4, "third")
+    bit_exact(torch.ones(3), torch.ones(3), counters, "exactly")
+    rule, exactly = counters.evidence.values()
+    assert (rule.comparisons, rule.statistic, rule.bound, rule.margin) == (3, 3, 4, 0.75)
+    assert (rule.where, rule.detects) == ("second", 0.25)
+    assert (exactly.statistic, exactly.bound, exactly.detects) == (0, 0, None)
+    assert counters.counts["comparisons"] == 4
+    assert not counters.beyond
+    counters.broke("changed its input")
+    assert counters.beyond
+
+
+def test_what_a_bound_detects_is_certain_to_be_caught() -> None:
+    """Whatever error within its bound the engine has already."""
+    x, weight = torch.randn(4, 500), torch.randn(6, 500)
+    want, size = exact("linear", x, weight), exact("linear", x.abs(), weight.abs())
+    counters = Counters()
+    DotBound(500, torch.float32).check(want.float(), want, size, counters, "here")
+    (evidence,) = counters.evidence.values()
+    assert evidence.detects is not None
+    row_rms = want.square().mean(dim=-1, keepdim=True).sqrt()
+    fault = 1.001 * evidence.detects * row_rms
+    caught = 0
+    for sign in (-1, 1):
+        for element in range(6):
+            wrong = want.clone()
+            wrong[:, element] += sign * fault[:, 0]
+            try:
+                DotBound(500, torch.float64).check(wrong, want, size, Counters(), "here")
+            except ConformanceError:
+                caught += 1
+    assert caught == 12
+
+
+def test_a_systematic_error_shows_where_every_element_hides_it() -> None:
+    """Half a percent of one of three parts, in bfloat16, whose roundings are as large: no element is off."""
+    random = torch.Generator().manual_seed(0)
+    parts = {name: torch.randn(40, 256, generator=random).double() for name in ("first", "second", "third")}
+    want = sum(parts.values())
+    noise = [torch.randn(40, 256, generator=random) * 2**-10 for _ in range(16)]
+    legal_results = [(want + error).bfloat16() for error in noise]
+    residual = Residual(legal_results, want, parts)
+    residual.check((want + torch.randn(40, 256, generator=random) * 2**-10).bfloat16(), Counters(), "right")
+    wrong = (want + 0.002 * parts["second"]).bfloat16()
+    Envelope(legal_results, want).check(wrong, Counters(), "hidden")
+    with pytest.raises(ConformanceError, match="second"):
+        residual.check(wrong, Counters(), "found")
+
+
+def test_an_engine_that_rounds_less_than_its_profile_is_right_too() -> None:
+    random = torch.Generator().manual_seed(0)
+    ideal = torch.randn(20, 256, generator=random).double()
+    want = ideal + torch.randn(20, 256, generator=random).double() * 0.05  # the profile's own roundings
+    legal_results = [want + torch.randn(20, 256, generator=random).double() * 1e-4 for _ in range(8)]
+    with pytest.raises(ConformanceError):
+        Envelope(legal_results, want).check(ideal, Counters(), "without its ideal")
+    counters = Counters()
+    Envelope(legal_results, want, ideal=ideal).check(ideal, counters, "dominance")
+    assert "no further from unrounded arithmetic" in next(iter(counters.evidence))
+    with pytest.raises(ConformanceError):
+        Envelope(legal_results, want, ideal=ideal).check(ideal * 1.2, Counters(), "neither")
