@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test check conformance peers clean
+.PHONY: run test check conformance prove peers clean
 
 run: $(INSTALLED)  ## first verdict: no GPU, no download of weights
 	$(BIN)/s35 run --quick
@@ -19,7 +19,10 @@ check: $(INSTALLED)
 conformance: $(INSTALLED)
 	$(BIN)/s35 conform
 
-peers: $(INSTALLED)  ## the miniature in other implementations: transformers, mlx-lm; llama.cpp where it is installed
+prove: $(INSTALLED)  ## all wrong engines, right ones and attacks; `make test` runs those whose checks are quick
+	$(BIN)/s35 prove
+
+peers: $(INSTALLED)  ## other implementations, compared and judged: transformers, mlx-lm; llama.cpp where it is installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/pytest tests/peers
 

@@ -1,8 +1,4 @@
-"""transformers reads the embedded checkpoint with its own key mapping, and computes what the reference computes.
-
-It has no causal LM for model_type step3p5; its Step3p7ForConditionalGeneration holds the same text model under the same
-published names, beside a vision tower that stays random here and unused.
-"""
+"""transformers reads the embedded checkpoint with its own key mapping, config, tokenizer and chat template."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from conformance.subjects import hf_transformers
 from reference import chat
 from reference.config import ModelConfig
 from reference.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers", minversion="5.17")
-
-PREFILL = 100  # tokens; past the sliding window, so that decoding starts with a full ring
-TINY_VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
 WEATHER = {
     "type": "function",
@@ -47,21 +41,12 @@ def text_config(nano: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def loaded(nano: Path, text_config: Any) -> Any:
-    """The model in float32, and what became of each tensor."""
-    config = transformers.Step3p7Config(text_config=text_config, vision_config=TINY_VISION)
-    return transformers.Step3p7ForConditionalGeneration.from_pretrained(
-        nano, config=config, dtype=torch.float32, output_loading_info=True
-    )
-
-
-@pytest.fixture(scope="module")
 def fast_tokenizer(nano: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(nano)
 
 
-def test_every_tensor_of_the_text_model_finds_its_place(loaded: Any) -> None:
-    model, info = loaded
+def test_every_tensor_of_the_text_model_finds_its_place(nano: Path) -> None:
+    model, info = hf_transformers.load(nano, torch.float32)
     absent = [name for name in info["missing_keys"] if "vision_model" not in name and "projector" not in name]
     assert not absent
     assert not info["unexpected_keys"]
@@ -81,26 +66,6 @@ def test_the_config_means_the_same(nano: Path, text_config: Any) -> None:
         assert rope["rope_theta"] == layer.rope_theta
         assert rope["partial_rotary_factor"] * text_config.head_dim == layer.rotary_dim
         assert (rope["rope_type"] == "llama3") == (layer.rope_scaling is not None)
-
-
-def test_logits_of_a_whole_context_agree(loaded: Any, passages: list[Any], agree: Any) -> None:
-    model, _ = loaded
-    for passage in passages:
-        with torch.inference_mode():
-            agree(model(torch.tensor([passage.token_ids])).logits[0], passage.logits)
-
-
-def test_logits_of_single_tokens_after_a_cached_context_agree(loaded: Any, passages: list[Any], agree: Any) -> None:
-    model, _ = loaded
-    for passage in passages:
-        cache, rows = None, []
-        tokens = torch.tensor([passage.token_ids])
-        for piece in tokens.split([PREFILL] + [1] * (tokens.shape[1] - PREFILL), dim=1):
-            with torch.inference_mode():
-                output = model(piece, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            rows.append(output.logits[0])
-        agree(torch.cat(rows), passage.logits)
 
 
 def test_the_tokenizer_gives_the_same_ids(fast_tokenizer: Any, tokenizer: Tokenizer, held_out: list[str]) -> None:
