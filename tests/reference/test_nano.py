@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from conformance.faults.catalogue import EQUIVALENTS, Change
+from conformance.faults.features import changed, log_probabilities, measured
 from reference.accounting import inspect
 from reference.chat import render
 from reference.checkpoint import Checkpoint
 from reference.generate import generate
 from reference.model import Model
 from reference.nano import architecture
-from reference.nano.features import log_probabilities
 from reference.nano.measure import acceptance, depth_nats, held_out_tokens, load, windows
-from reference.nano.variants import VARIANTS, Variant
 from reference.response import parse
 from reference.tokenizer import Tokenizer
 
@@ -79,11 +79,6 @@ def test_drafts_save_steps_and_change_nothing(model: Model) -> None:
     assert drafted.drafted_per_position[0] < 40, "64 tokens in fewer steps"
 
 
-# Equal but for the last place of float32: 16 - silu(16) = 16 / (1 + e^16) = 1.8e-6, and an ulp of numbers just below 16
-# is 9.5e-7, so that min(silu(g), 16) and silu(min(g, 16)) differ by 2 ulp at most, and only where g > 16.
-EQUIVALENT = {("shared clamp", "before silu")}
-
-
 @pytest.fixture(scope="module")
 def rounding_kl(model: Model, batch: torch.Tensor) -> float:
     """KL divergence between two right float32 evaluations: one pass, and chunks of 50 through the cache."""
@@ -98,18 +93,17 @@ def rounding_kl(model: Model, batch: torch.Tensor) -> float:
     return max(abs(kl) for kl in divergences)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=[f"{v.feature}: {v.change}: {v.depth}" for v in VARIANTS])
+@pytest.mark.parametrize("change", measured(), ids=[change.name for change in measured()])
 def test_no_feature_is_without_effect(
-    variant: Variant,
+    change: Change,
     model: Model,
     batch: torch.Tensor,
     rounding_kl: float,
 ) -> None:
-    config, weights = model.config, model.weights
-    wrong = variant.model(variant.config(config), variant.weights(config, weights), variant.dtype, "cpu", variant.ops)
-    true, got = log_probabilities(model, batch, variant.depth), log_probabilities(wrong, batch, variant.depth)
+    true = log_probabilities(model, batch, change.depth)
+    got = log_probabilities(changed(model, change), batch, change.depth)
     kl = float((true.exp() * (true - got)).sum(dim=-1).mean())
-    if (variant.feature, variant.change) in EQUIVALENT:
+    if change.name in EQUIVALENTS:
         assert kl <= 100 * rounding_kl
     else:
         assert kl > 100 * rounding_kl
