@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test check conformance prove peers clean
+.PHONY: run test check conformance gate prove peers clean
 
 run: $(INSTALLED)  ## first verdict: no GPU, no download of weights
 	$(BIN)/s35 run --quick
@@ -19,7 +19,10 @@ check: $(INSTALLED)
 conformance: $(INSTALLED)
 	$(BIN)/s35 conform
 
-prove: $(INSTALLED)  ## all wrong engines, right ones and attacks; `make test` runs those whose checks are quick
+gate: $(INSTALLED)  ## the engines of the catalogue whose checks are quick; `make test` judges every fourth of them
+	$(BIN)/s35 prove --gate
+
+prove: $(INSTALLED)  ## the whole catalogue: wrong engines, right ones, and attacks
 	$(BIN)/s35 prove
 
 peers: $(INSTALLED)  ## other implementations, compared and judged: transformers, mlx-lm; llama.cpp where it is installed

@@ -16,19 +16,31 @@ from reference.engine import ReferenceEngine, ReferenceModel, ReferenceSession
 from reference.model import Model, Weights
 from reference.operators import Operators
 
-from . import benign, configs, loaded, loaders, models, sessions, weights
+from . import (
+    benign_engines,
+    benign_products,
+    benign_rows,
+    configs,
+    generation,
+    loaded,
+    loaders,
+    models,
+    mtp_models,
+    sessions,
+    weights,
+)
 from .operators import find_operator, misreading
 from .operators.composed import Composed
 
 HERE = Path(__file__).parent
-KINDS = {  # field of a change, and the module in which its value is looked up
-    "config": configs,
-    "weights": weights,
-    "model": models,
-    "session": sessions,
-    "loaded": loaded,
-    "engine_class": loaders,
-    "variant": benign,
+KINDS = {  # field of a change, and the modules in which its value is looked up
+    "config": (configs,),
+    "weights": (weights,),
+    "model": (models, mtp_models),
+    "session": (sessions,),
+    "loaded": (loaded, generation),
+    "engine_class": (loaders,),
+    "variant": (benign_products, benign_rows),
 }
 
 
@@ -42,9 +54,8 @@ class Change:
         row, function: an operator, and by what it is replaced (default: a function of the entry's own name).
         within: the rows that are made of ``row``, and get the other one inside, too.
         misread: a function of ``operators.stored``: how ``row`` reads its quantised weights.
-        config, weights: a function of ``configs``, of ``weights``.
-        model, session, loaded, engine_class: a class of ``models``, ``sessions``, ``loaded``, ``loaders``.
-        variant: a function of ``benign``: several rows computed otherwise.
+        config, weights, model, session, loaded, engine_class: a function or class of the modules in KINDS.
+        variant: a function of them, too: several rows computed otherwise.
         feature, what, depth: for ``features.py``, which measures it: the feature, how it is wrong, and which output
             shows it (0 the model's, 1 to 3 an MTP depth's).
     """
@@ -76,10 +87,12 @@ class Change:
         name = getattr(self, kind)
         if name is None:
             return None
-        found = getattr(benign if isinstance(self, Benign) else KINDS[kind], name, None)
-        if not callable(found):
-            raise ValueError(f"{self.name}: {kind} is {name!r}; want a name of {KINDS[kind].__name__}")
-        return found
+        modules = (benign_engines, *KINDS[kind]) if isinstance(self, Benign) else KINDS[kind]
+        for module in modules:
+            if callable(found := getattr(module, name, None)):
+                return found
+        names = " or ".join(module.__name__ for module in modules)
+        raise ValueError(f"{self.name}: {kind} is {name!r}; want a name of {names}")
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -96,7 +109,7 @@ class Change:
     def operators(self, ops: Operators) -> Operators:
         """A table with the changed rows."""
         if (variant := self.found("variant")) is not None:
-            return replace(ops, **(variant(self.profile) if variant is benign.reordered else variant()))
+            return replace(ops, **(variant(self.profile) if variant is benign_rows.reordered else variant()))
         if self.row is None:
             return ops
         if self.misread is not None:

@@ -136,3 +136,10 @@ class LoadsOnce(Loads):
         if "model" not in held:
             held["model"] = super().load_model(checkpoint)
         return held["model"]
+
+
+class OffersARowOfItsOwn(Loads):
+    """A row that nobody judges stands beside those that are."""
+
+    def ops(self) -> dict[str, Any]:
+        return {**super().ops(), "fused_moe": lambda x: x.clone()}

@@ -126,6 +126,7 @@ ROWS: dict[str, tuple[str, Judge]] = {
     "experts_fp8": ("MOE-5", experts_fp8),
     "mtp_input": ("MTP-1", composite("mtp_input")),
 }
+SLOW = ("experts_fp8",)  # and an engine of profile fp8 is shown the same inputs as ``experts``
 
 
 def calls_of(engine: UnderTest, row: str) -> list[Call]:
@@ -139,7 +140,13 @@ def calls_of(engine: UnderTest, row: str) -> list[Call]:
     return [call for call in captured(profile) if call.row in names]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, marks=clause(id)) for row, (id, _) in ROWS.items()])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[clause(id), *([pytest.mark.full] if row in SLOW else [])])
+        for row, (id, _) in ROWS.items()
+    ],
+)
 def test_a_row_is_right_on_what_it_is_given_while_reading_text(engine: UnderTest, counters: Counters, row: str) -> None:
     """Every call of every layer, MTP layers included."""
     engine.op(row)

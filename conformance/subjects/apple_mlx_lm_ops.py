@@ -82,6 +82,8 @@ def qk_norm(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float
 
 def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """Its llama3 module rotates by given periods; one call a position, for a call takes consecutive ones."""
+    if len(x) == 0:  # the library is never called for no tokens
+        return x.clone()
     mx, rope_utils = find("mlx.core", "mlx"), find("mlx_lm.models.rope_utils", "mlx-lm")
     scaling = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0}
     module = rope_utils.Llama3RoPE(2 * len(frequencies), scaling_config=scaling)
@@ -95,6 +97,8 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None
 ) -> Tensor:
     """Its caches hold keys in the order of their positions, without holes; its mask counts keys, not positions."""
+    if len(q) == 0:
+        return q.clone()
     base = find("mlx_lm.models.base", "mlx-lm")
     order = key_positions.argsort()[(key_positions < 0).sum() :]
     positions = key_positions[order]
@@ -160,7 +164,7 @@ def experts(
 def sampling(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """What its sampler draws from: the draw itself is replaced by the distribution that it is given."""
     mx, sample_utils = find("mlx.core", "mlx"), find("mlx_lm.sample_utils", "mlx-lm")
-    if len(logits) == 0:  # mlx reduces no empty arrays, and nobody samples from no logits
+    if len(logits) == 0:
         return torch.zeros(logits.shape)
     (scores,) = to_mlx(logits)
     if temperature == 0:

@@ -60,7 +60,7 @@ def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """Its embedding forms angles, cosines and sines, from the frequencies of the row in float32."""
     modeling, kind = _modeling(), "full_attention"
     config = SimpleNamespace(
-        max_position_embeddings=int(positions.max()) + 1,
+        max_position_embeddings=1,  # not read by this kind of embedding
         layer_types=[kind],
         head_dim=2 * len(frequencies),
         rope_parameters={kind: {"rope_type": "default", "rope_theta": 1e4}},
@@ -76,6 +76,8 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None
 ) -> Tensor:
     """The attention that its models are loaded with (sdpa), under its own mask functions; its caches have no holes."""
+    if len(q) == 0:  # the library is never called for no tokens
+        return q.clone()
     masks = find("transformers.masking_utils", "transformers")
     visible = masks.causal_mask_function if window is None else masks.sliding_window_causal_mask_function(window)
     used = key_positions >= 0

@@ -163,7 +163,7 @@ def accept_draft(profile: Profile) -> Iterator[Args]:
     for first in range(3):
         for second in range(3):
             for uniform in (0.1, 0.4, 0.6, 0.9):
-                for last in (0.05, 0.55, 0.95):
+                for last in (0.05, 0.2, 0.55, 0.95):
                     uniforms = torch.tensor([uniform, 1 - uniform, last], dtype=torch.float64)
                     yield target, draft, torch.tensor([first, second]), uniforms
 

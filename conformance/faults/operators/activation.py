@@ -140,10 +140,3 @@ def swiglu_by_minimum(gate: Tensor, up: Tensor, limit: float) -> Tensor:
         return R.swiglu(gate, up, limit)
     bound = torch.full_like(gate, limit)
     return (silu(wide(gate)).minimum(wide(bound)) * wide(up).maximum(-wide(bound)).minimum(wide(bound))).to(gate.dtype)
-
-
-def swiglu_clamped_first_and_rounded(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """The activated gate is kept in bfloat16."""
-    if limit:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return (bf16(silu(wide(gate))) * wide(up)).to(gate.dtype)

@@ -76,7 +76,6 @@ scale_of_the_rows_before = each(with_scale(lambda scale: scale.roll(1, dims=-2))
 scale_of_the_next_expert = each(with_scale(lambda scale: scale.roll(-1, dims=0)))
 scale_of_the_tensor = each(with_scale(lambda scale: torch.ones_like(scale) * scale.abs().amax()))
 scale_power_of_two = each(with_scale(_power_of_two))
-scale_in_fp16 = each(with_scale(lambda scale: scale.half().float()))
 scale_sign_lost = each(with_scale(torch.abs))
 
 
@@ -86,10 +85,6 @@ def scale_ignored_in_down(gate: Any, up: Any, down: Any) -> Triple:
 
 def scales_of_gate_and_up_swapped(gate: Any, up: Any, down: Any) -> Triple:
     return with_scale(lambda _: scale_of(up).clone())(gate), with_scale(lambda _: scale_of(gate).clone())(up), down
-
-
-def gate_and_up_swapped(gate: Any, up: Any, down: Any) -> Triple:
-    return up, gate, down
 
 
 def fp8(read: Callable[[Fp8Weight], Tensor]) -> Callable[[Any, Any, Any], Triple]:
