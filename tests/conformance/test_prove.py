@@ -10,7 +10,7 @@ from conformance.prove import KINDS, known_names, outcome_of, score
 
 
 def check(clause: str, status: str) -> dict[str, Any]:
-    return {"id": f"checks.py::{clause}", "clause": clause, "status": status}
+    return {"id": f"checks.py::{clause}", "clause": clause, "status": status, "detail": ""}
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,7 @@ def test_the_command_counts_and_lists(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_an_unknown_name_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert s35.main(["prove", "nothing_wrong"]) == 4
-    assert "prove: nothing_wrong is not in the catalogue; `s35 prove --list` names them" in capsys.readouterr().err
+    assert (
+        "prove: nothing_wrong is not in the catalogue; want names that `s35 prove --list` gives"
+        in capsys.readouterr().err
+    )
