@@ -58,6 +58,7 @@ def test_what_is_neither_caught_nor_accepted_stays_in_the_score() -> None:
         "caught": 1,
         "equivalent": 0,
         "survivors": 2,
+        "localised": 0,
         "benign": 1,
         "false_alarms": 1,
         "attacks": 2,
