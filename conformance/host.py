@@ -30,6 +30,7 @@ class Host:
         self.engine: Any = None
         self.model: Any = None
         self.sessions: dict[int, Any] = {}
+        self.memory: dict[int, Tensor] = {}  # of each input: the same for every call, as what a server reuses
 
     def load(self, name: str, device: str | None) -> dict[str, Any]:
         """Find the engine and describe it."""
@@ -50,7 +51,7 @@ class Host:
         """Run a row on guarded copies of the inputs."""
         device = torch.device(self.engine.device)
         storages: list[Tensor] = []
-        sent = [_placed(value, device, storages) for value in inputs]
+        sent = [self._placed(value, device, storages) for value in inputs]
         function = self.engine.ops()[name]
         with PoisonedAllocations():
             output = function(*sent)
@@ -60,6 +61,32 @@ class Host:
         aliases = [part.numel() > 0 and part.untyped_storage().data_ptr() in shared for part in tensors]
         devices = [str(part.device) for part in tensors]
         return {"output": output, "storages": storages, "shares_memory": any(aliases), "devices": devices}
+
+    def _placed(self, value: Any, device: torch.device, storages: list[Tensor]) -> Any:
+        """Copy an input to the engine's device, with guard bytes around it."""
+        if isinstance(value, Fp8Weight):
+            parts = [self._placed(part, device, storages) for part in (value.data, value.scale_inv)]
+            return Fp8Weight(parts[0], parts[1], value.block)
+        if isinstance(value, Int4Weight):
+            parts = [self._placed(part, device, storages) for part in (value.data, value.scale)]
+            return Int4Weight(parts[0], parts[1], value.group)
+        if not isinstance(value, Tensor):
+            return value
+        if device.type == "mps" and value.dtype == torch.float64:  # MPS has none
+            device = torch.device("cpu")
+        size = value.numel() * value.element_size()
+        storage = self._memory(len(storages), GUARD_BYTES + size + GUARD_BYTES, device).fill_(GUARD_BYTE)
+        storages.append(storage)
+        inside = storage[GUARD_BYTES : GUARD_BYTES + size]
+        inside.copy_(value.contiguous().reshape(-1).view(torch.uint8))
+        return inside.view(value.dtype).reshape(value.shape)
+
+    def _memory(self, number: int, num_bytes: int, device: torch.device) -> Tensor:
+        """Bytes for an input, at the address where its like was before: an address says nothing of a content."""
+        memory = self.memory.get(number)
+        if memory is None or memory.device.type != device.type or len(memory) < num_bytes:
+            memory = self.memory[number] = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        return memory[:num_bytes]
 
     def load_model(self, checkpoint: str) -> list[str]:
         """Load a model; the names of its optional members."""
@@ -110,26 +137,6 @@ class PoisonedAllocations(TorchFunctionMode):
             memory.set_(result.untyped_storage())
             memory.fill_(GUARD_BYTE)
         return result
-
-
-def _placed(value: Any, device: torch.device, storages: list[Tensor]) -> Any:
-    """Copy an input to the engine's device, with guard bytes around it."""
-    if isinstance(value, Fp8Weight):
-        parts = [_placed(part, device, storages) for part in (value.data, value.scale_inv)]
-        return Fp8Weight(parts[0], parts[1], value.block)
-    if isinstance(value, Int4Weight):
-        parts = [_placed(part, device, storages) for part in (value.data, value.scale)]
-        return Int4Weight(parts[0], parts[1], value.group)
-    if not isinstance(value, Tensor):
-        return value
-    if device.type == "mps" and value.dtype == torch.float64:  # MPS has none
-        device = torch.device("cpu")
-    size = value.numel() * value.element_size()
-    storage = torch.full((GUARD_BYTES + size + GUARD_BYTES,), GUARD_BYTE, dtype=torch.uint8, device=device)
-    storages.append(storage)
-    inside = storage[GUARD_BYTES : GUARD_BYTES + size]
-    inside.copy_(value.contiguous().reshape(-1).view(torch.uint8))
-    return inside.view(value.dtype).reshape(value.shape)
 
 
 def serve(connection: socket.socket) -> None:

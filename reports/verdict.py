@@ -48,6 +48,7 @@ class ExitCode(IntEnum):
 MAX_SUMMARY_CHARACTERS = 120  # of a check's detail, in a line that begins with the verdict
 
 WRONG = {Status.FAILED: "failed", Status.ERROR: "broke", Status.TIMEOUT: "timed out"}  # each fails a run
+OF_THE_JUDGE = "L0"  # its checks judge the judge, and pass whatever the engine is
 ABSENT = {Status.NOT_SUPPORTED: "not supported", Status.SKIPPED: "skipped"}
 FACTS = {Status.ERROR, Status.TIMEOUT, Status.SKIPPED, Status.NOT_SUPPORTED}  # stated, not computed
 
@@ -121,6 +122,8 @@ def judge(checks: Sequence[CheckRecord], heed_waivers: bool = False) -> tuple[Ve
         return Verdict.INCONCLUSIVE, "no check ran"
     if not of[Status.PASSED]:
         return Verdict.INCONCLUSIVE, f"no check passed{aside}"
+    if of[Status.NOT_SUPPORTED] and all(check.level == OF_THE_JUDGE for check in of[Status.PASSED]):
+        return Verdict.INCONCLUSIVE, f"no check of the engine passed{aside}"
     return Verdict.PASS, f"{_checks(len(of[Status.PASSED]))} passed{aside}"
 
 

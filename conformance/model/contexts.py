@@ -1,6 +1,6 @@
 """Contexts that model checks run on, and the one comparison that they share."""
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def prompt(config: ModelConfig, seed: int) -> list[int]:
     return random_tokens(config, window_of(config) * 3 // 2 + 5, seed)
 
 
-@cache
+@lru_cache(64)
 def written_prompt(oracle: OracleModel, seed: int) -> list[int]:
     """A prompt that the model wrote itself: what its MTP layers were trained to continue."""
     length = window_of(oracle.config) * 3 // 2
@@ -45,7 +45,7 @@ def written_prompt(oracle: OracleModel, seed: int) -> list[int]:
         return start + generate(oracle.model, start, length, sampling=sampling).tokens
 
 
-@cache
+@lru_cache(64)
 def envelope(oracle: OracleModel, tokens: tuple[int, ...]) -> Envelope:
     """What the logits of a context may be; computed once for all checks."""
     return Envelope(oracle.legal_logits(list(tokens)), oracle.logits(list(tokens)), medians=True)

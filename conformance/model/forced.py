@@ -7,7 +7,7 @@ judged on the scores that the engine must have seen, and logits are compared in 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def replay_all(oracle: OracleModel, token_ids: list[int], routing: Routing) -> R
     return _replay_all(oracle, tuple(token_ids), ids)
 
 
-@cache
+@lru_cache(8)  # each holds logits of a context
 def _replay_all(
     oracle: OracleModel, token_ids: tuple[int, ...], ids: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
 ) -> Replays:

@@ -8,6 +8,7 @@ from ..strategies import Case, for_cases, token_counts
 from ..tolerance import ConformanceError, bit_exact, gamma
 from ..under_test import UnderTest
 
+NEAR = 1.25  # times what is allowed: the smallest fault that shows
 SHAPES = [(16, 7), (5, 130), (64, 3), *token_counts(11)]  # T, V
 
 
@@ -16,18 +17,25 @@ SHAPES = [(16, 7), (5, 130), (64, 3), *token_counts(11)]  # T, V
 def test_the_cumulative_probability_passes_the_uniform_number(
     engine: UnderTest, counters: Counters, case: Case
 ) -> None:
-    """In float64; a neighbour is legal only as near to the border as a float32 sum can err."""
+    """In float64; a neighbour is legal only as near to the border as a float32 sum can err.
+
+    Every second uniform number lies just beyond that distance from a border.
+    """
     num_rows, vocab_size = case.shape
     probabilities = case.activations(*case.shape, dtype=torch.float32).softmax(dim=-1)
     removed = torch.rand(*case.shape, generator=case.random("removed")) < 0.3
     removed[:, int(case.seed % vocab_size)] = False
     probabilities = probabilities * ~removed
     probabilities /= probabilities.sum(dim=-1, keepdim=True)
-    uniforms = torch.rand(num_rows, generator=case.random("uniforms"), dtype=torch.float64)
-    got = engine.op("draw")(probabilities, uniforms)
     upper = probabilities.double().cumsum(dim=-1)
     lower = upper - probabilities.double()
     allowed = gamma(vocab_size, torch.float32)
+    uniforms = torch.rand(num_rows, generator=case.random("uniforms"), dtype=torch.float64)
+    borders = upper.gather(-1, torch.randint(vocab_size, (num_rows, 1), generator=case.random("borders")))[::2, 0]
+    sides = torch.tensor([-NEAR, NEAR], dtype=torch.float64).repeat(num_rows)[: len(borders)]
+    uniforms[::2] = (borders + sides * allowed).clamp(0, 1 - 2.0**-53)
+    got = engine.op("draw")(probabilities, uniforms)
+    counters.add("numbers_near_a_border", int(((uniforms - upper.T).abs() <= 2 * NEAR * allowed).any(dim=0).sum()))
     counters.add("tokens_of_probability_zero", int(removed.sum()))
     for row, token in enumerate(got.tolist()):
         if not 0 <= token < vocab_size or probabilities[row, token] == 0:

@@ -17,9 +17,10 @@ from ..under_test import UnderTest
 from .test_experts import contributions, dense_inputs
 
 # T, D, F, E, A; widths with several groups of 128 and short last ones
-SHAPES = [(9, 264, 136, 7, 3), (1, 256, 130, 5, 4), (33, 130, 128, 9, 2), (0, 128, 40, 4, 2)]
+SHAPES = [(9, 264, 136, 7, 3), (1, 256, 130, 5, 4), (33, 130, 128, 9, 2), (17, 264, 264, 6, 2), (0, 128, 40, 4, 2)]
 FAMILIES = ["randn", "saturating", "one_loud_channel", "mixed_rows", "zeros"]
 PROFILE = PROFILES["fp8"]
+LOUD = 64  # times another block: bfloat16 sums then err by an eighth
 Inputs = tuple[Any, ...]
 
 
@@ -55,6 +56,20 @@ def test_each_expert_counts_once(engine: UnderTest, counters: Counters, case: Ca
     bounds = envelope(args)
     parts = contributions("experts_fp8", *args)
     Residual(bounds.legal, bounds.exact, parts).check(engine.op("experts_fp8")(*args), counters, case)
+
+
+@clause("MOE-5")
+def test_sums_of_blocks_are_added_in_float32(engine: UnderTest, counters: Counters) -> None:
+    """Two loud blocks of inputs cancel exactly; between them lies a block that a narrow sum would lose."""
+    case = Case("randn", (9, 384, 128, 7, 3), 0)
+    x, ids, weights, gate, up, down = dense_inputs(PROFILE, case)
+    x[:, 256:] = x[:, :128]
+    for weight in (gate, up):
+        weight[..., :128] *= LOUD
+        weight[..., 256:] = -weight[..., :128]
+    args = (x, ids, weights, *(FORMATS["fp8"].quantize(weight) for weight in (gate, up, down)), 0.0)
+    counters.add("rows_with_blocks_that_cancel", len(x))
+    envelope(args).check(engine.op("experts_fp8")(*args), counters, case)
 
 
 @clause("MOE-5")
