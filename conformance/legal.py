@@ -17,7 +17,9 @@ from reference.quantization import Fp8Weight, QuantizedWeight, dense
 from .profiles import Profile
 
 REFERENCE = Operators()
-REORDERED = "rms_norm qk_norm rope linear mlp router experts experts_fp8 mtp_input attention".split()
+REORDERED = (
+    *("rms_norm", "qk_norm", "rope", "linear", "mlp", "router", "experts", "experts_fp8", "mtp_input", "attention"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Launch configurations: for a kernel, sizes and a device, which tile sizes, warps and stages; and where they are from.
+
+They are data, ``launch_configs/*.toml``, one file for each hardware profile and ``default.toml`` for any other device.
+A file holds, for each kernel, entries in order; the first whose conditions hold is taken:
+
+    [[linear]]
+    max_T = 16                 # holds up to this size; any name that the kernel passes; none: holds always
+    dtype = "bf16"             # holds if equal
+    BLOCK_O = 32               # constants of the kernel, in capitals
+    num_warps = 4
+    num_stages = 4
+
+``[made]`` says by which command, on what and when the file was made.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardware.profile import UnknownDeviceError, profile_for
+
+FOLDER = Path(__file__).parent / "launch_configs"
+CPU, DEFAULT = "generic_cpu", "default"
+OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to launch a kernel.
+
+    Attributes:
+        options: constants of the kernel, ``num_warps`` and ``num_stages``; given to the kernel as they are.
+        origin: the file, and how it was made.
+    """
+
+    options: Mapping[str, Any]
+    origin: str
+
+
+def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
+    """Look a configuration up.
+
+    Args:
+        kernel: as in the files.
+        sizes: what entries may depend on.
+
+    Raises:
+        LookupError: the file has no entry for the kernel and these sizes.
+    """
+    return _launch(kernel, _file_for(device.type, device.index), tuple(sizes.items()))
+
+
+@cache
+def _launch(kernel: str, file: str, sizes: tuple[tuple[str, int | str], ...]) -> Launch:
+    entries, origin = read(file)
+    for entry in entries.get(kernel, ()):
+        if _holds(entry, dict(sizes)):
+            return Launch({key: value for key, value in entry.items() if _is_option(key)}, origin)
+    if file != DEFAULT:
+        return _launch(kernel, DEFAULT, sizes)
+    raise LookupError(f"launch: {kernel} with {dict(sizes)} has no entry in launch_configs/{file}.toml; add one")
+
+
+@cache
+def read(file: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """The entries of a file by kernel, and where they came from."""
+    table = tomllib.loads((FOLDER / f"{file}.toml").read_text(encoding="utf-8"))
+    made = table.pop("made")
+    return table, f"{file}.toml: {made['by']}, {made['on']}, {made['date']}"
+
+
+def files() -> list[str]:
+    """Names of the files, for tests and for ``s35 compile-check``."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+@cache
+def _file_for(kind: str, index: int | None) -> str:
+    if kind == "cpu":
+        return CPU
+    if kind != "cuda":
+        return DEFAULT
+    try:
+        name = profile_for(torch.cuda.get_device_name(index)).name
+    except UnknownDeviceError:
+        return DEFAULT
+    return name if (FOLDER / f"{name}.toml").exists() else DEFAULT
+
+
+def _is_option(key: str) -> bool:
+    return key in OPTIONS or key.isupper()
+
+
+def _holds(entry: Mapping[str, Any], sizes: Mapping[str, int | str]) -> bool:
+    for key, value in entry.items():
+        if _is_option(key):
+            continue
+        name = key.removeprefix("max_")
+        if name not in sizes:
+            return False
+        if not (sizes[name] <= value if key.startswith("max_") else sizes[name] == value):
+            return False
+    return True
