@@ -10,7 +10,7 @@ import torch
 from .interpreter import interpret
 
 PROFILES = ("float32", "bf16", "fp8", "w8a16", "w4a16")
-ROWS = ("rms_norm",)
+ROWS = ("embedding", "rms_norm", "linear", "mtp_input", "sampling", "draw", "accept_draft")
 
 
 class OptimizedEngine:

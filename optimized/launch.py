@@ -14,16 +14,20 @@ A file holds, for each kernel, entries in order; the first whose conditions hold
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from hardware.profile import UnknownDeviceError, profile_for
 
+FIXED_TOKENS = 16  # what kernels are told in a fixed order
 FOLDER = Path(__file__).parent / "launch_configs"
 CPU, DEFAULT = "generic_cpu", "default"
 OPTIONS = ("num_warps", "num_stages")
@@ -42,6 +46,36 @@ class Launch:
     origin: str
 
 
+_is_fixed: ContextVar[bool] = ContextVar("is_fixed", default=False)
+
+
+@contextmanager
+def fixed_order() -> Iterator[None]:
+    """Deterministic mode: a configuration no longer depends on the number of tokens T.
+
+    A kernel then adds each row up in the same order and tiles, whatever comes with it: its bits depend neither on batch
+    nor on chunking.
+    """
+    token = _is_fixed.set(True)
+    try:
+        yield
+    finally:
+        _is_fixed.reset(token)
+
+
+_tried: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar("tried", default=MappingProxyType({}))
+
+
+@contextmanager
+def trying(kernel: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Launch a kernel with these options instead of the files'; for ``s35 tune``."""
+    token = _tried.set({**_tried.get(), kernel: options})
+    try:
+        yield
+    finally:
+        _tried.reset(token)
+
+
 def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
     """Look a configuration up.
 
@@ -52,6 +86,10 @@ def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
     Raises:
         LookupError: the file has no entry for the kernel and these sizes.
     """
+    if kernel in _tried.get():
+        return Launch(_tried.get()[kernel], "on trial")
+    if _is_fixed.get() and "T" in sizes:
+        sizes["T"] = FIXED_TOKENS
     return _launch(kernel, _file_for(device.type, device.index), tuple(sizes.items()))
 
 

@@ -13,7 +13,7 @@ from ..tolerance import ConformanceError, bit_exact, gamma, within
 from ..under_test import UnderTest
 
 VOCAB, NUM_DRAFTS = 3, 2
-SUBCELLS = 3  # a rule with other break points shows inside a cell of the right ones
+SUBCELLS = 2  # a rule with other break points shows inside a cell of the right ones
 Prefix = tuple[int, ...]
 
 

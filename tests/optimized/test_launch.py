@@ -1,0 +1,48 @@
+"""Launch configurations: found by device and size, refused by name, and the same for any batch in a fixed order."""
+
+import pytest
+import torch
+from kernels import DEVICE
+
+from optimized.launch import DEFAULT, files, fixed_order, launch_for, read
+from optimized.ops.linear import linear
+
+CPU = torch.device("cpu")
+
+
+def test_the_first_entry_that_holds_is_taken():
+    few, many = (launch_for("linear", CPU, T=count, dtype="bfloat16").options["BLOCK_T"] for count in (16, 17))
+    assert few < many
+
+
+def test_a_configuration_says_where_it_comes_from():
+    assert launch_for("linear", CPU, T=1).origin.startswith("generic_cpu.toml: ")
+
+
+def test_an_unknown_device_gets_the_default_and_says_so():
+    assert launch_for("linear", torch.device("meta"), T=1).origin.startswith("default.toml: ")
+
+
+def test_a_kernel_without_an_entry_is_named():
+    with pytest.raises(LookupError, match=r"no-such-kernel.*default\.toml"):
+        launch_for("no-such-kernel", CPU)
+
+
+@pytest.mark.parametrize("file", files())
+def test_every_file_covers_all_sizes_of_its_kernels(file: str):
+    entries, _ = read(file)
+    default, _ = read(DEFAULT)
+    assert set(entries) <= set(default), "a kernel that only one device has an entry for runs nowhere else"
+    for kernel in default:
+        last = default[kernel][-1]
+        assert not [key for key in last if key.startswith("max_")], f"{kernel}: the last entry must hold for any size"
+
+
+def test_in_a_fixed_order_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it():
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(40, 520, generator=random), torch.randn(70, 520, generator=random)
+    x, weight = x.to(DEVICE, torch.bfloat16), weight.to(DEVICE, torch.bfloat16)
+    with fixed_order():
+        whole = linear(x, weight)
+        pieces = torch.cat([linear(x[start : start + size], weight) for start, size in ((0, 1), (1, 4), (5, 35))])
+    assert torch.equal(whole, pieces)
