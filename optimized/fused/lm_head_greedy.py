@@ -97,5 +97,5 @@ def lm_head_greedy(x: Tensor, weight: Tensor) -> Tensor:
         buffers = (rows, weight, largest, ids, y, counters(x.device, 1))
         block = max(16, triton.next_power_of_2(num_rows))
         sizes = (num_rows, width, len(weight), rows.stride(0))
-        _lm_head_greedy_kernel[(tiles,)](*buffers, *sizes, BLOCK_T=block, BLOCK_TILES=1024, **options)
+        _lm_head_greedy_kernel[(tiles,)](*buffers, *sizes, BLOCK_T=block, BLOCK_TILES=128, **options)
     return y

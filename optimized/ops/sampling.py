@@ -14,7 +14,7 @@ from ..launch import launch_for
 from .layout import require, rows_of
 
 LOWEST = tl.constexpr(-(2**31))  # a key below that of every number
-LOWEST_STEP = tl.constexpr(2**31)
+HALF = tl.constexpr(2**31)  # of the keys' range: the first step of a bisection
 
 
 @triton.jit
@@ -58,6 +58,7 @@ def _sampling_kernel(
         here, where = tl.max(x, axis=1, return_indices=True, return_indices_tie_break_left=True)
         first = tl.where(here > largest, start + where, first)
         largest = tl.maximum(largest, here)
+    largest = tl.where(t < T, largest, 0.0)  # rows beyond the last: no infinity less infinity
     if GREEDY:
         for start in range(0, V, BLOCK_V):
             v = start + tl.arange(0, BLOCK_V)
@@ -68,8 +69,10 @@ def _sampling_kernel(
         threshold = tl.full((BLOCK_T,), LOWEST, dtype=tl.int64)
         ties = tl.full((BLOCK_T,), V, dtype=tl.int32)
         if HAS_TOP_K:
-            for bit in range(32):  # the largest threshold that still keeps at least top_k
-                higher = threshold + (LOWEST_STEP >> bit)
+            step = tl.full((BLOCK_T,), HALF, dtype=tl.int64)
+            for _ in range(32):  # the largest threshold that still keeps at least top_k
+                higher = threshold + step
+                step = step >> 1
                 count = tl.zeros((BLOCK_T,), dtype=tl.int32)
                 for start in range(0, V, BLOCK_V):
                     v = start + tl.arange(0, BLOCK_V)
@@ -91,8 +94,10 @@ def _sampling_kernel(
             ties = tl.minimum(ties, equal)
             enough = top_p * (above + ties.to(tl.float64) * each)
             lower = threshold
-            for bit in range(32):  # the largest threshold from which on tokens together reach top_p
-                higher = lower + (LOWEST_STEP >> bit)
+            step = tl.full((BLOCK_T,), HALF, dtype=tl.int64)
+            for _ in range(32):  # the largest threshold from which on tokens together reach top_p
+                higher = lower + step
+                step = step >> 1
                 mass = tl.zeros((BLOCK_T,), dtype=tl.float64)
                 for start in range(0, V, BLOCK_V):
                     v = start + tl.arange(0, BLOCK_V)
