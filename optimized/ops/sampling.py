@@ -107,7 +107,7 @@ def _sampling_kernel(
                     mass += tl.sum(power.to(tl.float64), axis=1)
                 lower = tl.where(mass >= enough, higher, lower)
             above, equal, each = _masses(logits_ptr, row, lower, largest, t, T, V, temperature, BLOCK_T, BLOCK_V)
-            needed = tl.ceil((enough - above) / each)  # ties, each kept while those before it are less than enough
+            needed = tl.ceil((enough - above) / tl.where(t < T, each, 1.0))  # ties, each kept while those before it are less than enough
             needed = tl.maximum(needed, 1.0).to(tl.int32)
             ties = tl.where(lower > threshold, needed, tl.minimum(ties, needed))
             threshold = lower
@@ -119,6 +119,7 @@ def _sampling_kernel(
             x = _scaled(logits_ptr, row + v[None, :], inside, temperature)
             power, seen = _kept(x, inside, threshold, ties, seen, largest, min_p)
             total += tl.sum(power, axis=1)
+        total = tl.where(t < T, total, 1.0)
         seen = tl.zeros((BLOCK_T,), dtype=tl.int32)
         for start in range(0, V, BLOCK_V):
             v = start + tl.arange(0, BLOCK_V)
