@@ -18,6 +18,7 @@ def _add_prove_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list the catalogue and judge nothing")
     parser.add_argument("--checkpoint", type=Path, help="for checks of whole models (default: the trained miniature)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write a summary by clause, with its provenance")
 
 
 def _add_repro_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +33,9 @@ def _add_repro_arguments(parser: ArgumentParser) -> None:
 def _prove(args: Namespace) -> int:
     """Prove the judge: 0 if all wrong engines and attacks are caught and no right engine is rejected, 1 otherwise."""
     import json
+    import shlex
     import sys
+    import time
     from dataclasses import asdict
 
     from tabulate import tabulate
@@ -49,8 +52,14 @@ def _prove(args: Namespace) -> int:
         print(f"{outcome.verdict:9} {outcome.kind:10} {outcome.name}", file=sys.stderr, flush=True)
 
     names = args.names or (gate_names() if args.gate else known_names())
+    began = time.monotonic()
     outcomes = prove(names, args.checkpoint or EMBEDDED_CHECKPOINT, say)
     totals = score(outcomes)
+    if args.report:
+        from .proof_report import proof_report
+
+        command = shlex.join(["s35", "prove", *(["--gate"] if args.gate else []), *args.names])
+        args.report.write_text(proof_report(outcomes, command, time.monotonic() - began), encoding="utf-8")
     if args.json:
         records = [{key: value for key, value in asdict(o).items() if key != "checks"} for o in outcomes]
         print(json.dumps(totals | {"outcomes": records}, indent=1))

@@ -1,6 +1,7 @@
 """Proving the judge: what counts as caught, and what counts against it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,12 +67,17 @@ def test_what_is_neither_caught_nor_accepted_stays_in_the_score() -> None:
     }
 
 
-def test_the_command_counts_and_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    assert s35.main(["prove", "embedding_shifted", "gate_skipped", "crashes", "--json"]) == 0
+def test_the_command_counts_reports_and_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names, report = ["embedding_shifted", "gate_skipped", "crashes"], tmp_path / "proof.md"
+    assert s35.main(["prove", *names, "--json", f"--report={report}"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["faults"], record["caught"], record["survivors"], record["benign"]) == (2, 2, 0, 0)
     assert (record["attacks"], record["attacks_caught"]) == (1, 1)
     assert [outcome["name"] for outcome in record["outcomes"]] == ["embedding_shifted", "gate_skipped", "crashes"]
+    text = report.read_text(encoding="utf-8")
+    assert f"Made by `s35 prove {' '.join(names)}` at commit" in text
+    assert "- 2 of 2 faults caught" in text
+    assert "| EMB-1    |        1 |        1 |" in text
     assert s35.main(["prove", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(known_names()) == sum(map(len, KINDS.values()))
 
