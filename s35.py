@@ -23,6 +23,9 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
         "prove the judge: run it on wrong engines, which it must fail, and on right ones",
     ),
     "repro": ("conformance.commands", "write a failed check as a short script that runs without the judge"),
+    "perf": ("perf.commands", "time operators at the published shapes, beside what the device can do"),
+    "tune": ("perf.commands", "search launch configurations of the kernels on this device"),
+    "compile-check": ("perf.commands", "compile every kernel for devices that are not here, and see whether it fits"),
     "hardware": ("hardware.commands", "identify the machine: each value with its source"),
 }
 
@@ -37,6 +40,14 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(ExitCode.USAGE)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest command; argparse forgets that commands are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 4
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (``reports.verdict.ExitCode``)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="s35",
         description="Benchmarking and conformance suite for Step 3.5 Flash.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -33,7 +33,11 @@ MAY_IMPORT = {  # of the suite's own modules, besides itself
         *("reports.schema", "reports.verdict", "reports.digest"),
         *("reports.levels", "reports.waivers", "reports.known_failures"),
     ),
-    "perf": ("conformance.engine", "reference.config", "hardware", "reports.schema"),
+    "perf": (
+        *("conformance.engine", "reference.config", "hardware", "reports.schema"),
+        "reference.quantization",  # inputs of the experts are made in its formats
+        "optimized.launch",  # launch configurations are tried; kernels are found by name, never imported
+    ),
 }
 NEVER_IMPORTS = {  # of other people's modules, not even inside a function
     "hardware": ("torch", "triton", "numpy"),

@@ -27,6 +27,7 @@ def _linear_kernel(
     O,  # noqa: E741
     x_stride_t,
     weight_stride_o,
+    part_size,  # T O
     BLOCK_T: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -59,13 +60,13 @@ def _linear_kernel(
     if not IS_SPLIT:
         tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=inside)
     else:
-        size = T.to(tl.int64) * O
-        tl.store(parts_ptr + part * size + at, total, mask=inside)
+        tl.store(parts_ptr + part.to(tl.int64) * part_size + at, total, mask=inside)
         tl.debug_barrier()  # every thread's part is written before the program counts itself
         if tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == parts - 1:
             y = tl.zeros((BLOCK_T, BLOCK_O), dtype=tl.float32)
-            for other in range(parts):
-                y += tl.load(parts_ptr + other * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+            for _ in range(parts):
+                y += tl.load(parts_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
+                parts_ptr += part_size
             tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
             tl.store(arrived_ptr + tile, 0)
 
@@ -88,7 +89,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         tiles = triton.cdiv(num_rows, options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"])
         split = options.pop("SPLIT")
         parts = y if split == 1 else torch.empty((split, num_rows, num_outputs), dtype=torch.float32, device=x.device)
-        sizes = (num_rows, num_inputs, num_outputs, rows.stride(0), weight.stride(0))
+        sizes = (num_rows, num_inputs, num_outputs, rows.stride(0), weight.stride(0), num_rows * num_outputs)
         _linear_kernel[(tiles, split)](
             rows, weight, y, parts, counters(x.device, tiles), *sizes, IS_SPLIT=split > 1, **options
         )

@@ -103,7 +103,12 @@ def test_memory_that_nvml_does_not_tell_is_unknown_and_not_zero(monkeypatch, lin
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(["NVIDIA GB10"]))
     machine = identify("cuda")
     assert machine.accelerators[0].memory_bytes == Fact(None, "nvml nvmlDeviceGetMemoryInfo", "Not Supported")
-    assert "'NVIDIA GB10' has no profile" in (machine.profile.reason or "")
+    assert machine.profile.value == "nvidia_dgx_spark"
+
+
+def test_a_gpu_that_no_profile_names_has_none(monkeypatch, linux):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(["NVIDIA GB11"]))
+    assert "'NVIDIA GB11' has no profile" in (identify("cuda").profile.reason or "")
 
 
 def test_gpus_that_differ_get_no_profile(monkeypatch, linux):

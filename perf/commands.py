@@ -1,0 +1,175 @@
+"""The commands ``s35 perf`` and ``s35 compile-check``."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+BUDGET_S = 60.0
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = {
+        "perf": _add_perf_arguments,
+        "tune": _add_tune_arguments,
+        "compile-check": _add_compile_check_arguments,
+    }
+    add[parser.get_default("command")](parser)
+
+
+def run(args: Namespace) -> int:
+    if args.command == "perf":
+        return {"ops": _run_ops, "page": _run_page}[args.what](args)
+    return {"tune": _run_tune, "compile-check": _run_compile_check}[args.command](args)
+
+
+def _add_perf_arguments(parser: ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    ops = what.add_parser("ops", help="time operators at the published shapes", allow_abbrev=False)
+    ops.description = (
+        "Check each operator's output against the reference in float64, then time it. Exit code 0: all timed, "
+        "1: a wrong output or an error, 5: something was not measured."
+    )
+    ops.add_argument("--engine", default="optimized", help="registered name or module:attribute (default: optimized)")
+    ops.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu prints the costs alone (default: cuda)")
+    ops.add_argument("--op", action="append", default=[], metavar="ROW", help="only this one; may be repeated")
+    ops.add_argument("--peers", action="store_true", help="time what PyTorch offers for the same work, too")
+    ops.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help="seconds, then stop (default: 60)")
+    ops.add_argument("--json", action="store_true", help="print one JSON object")
+    ops.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
+
+    shown = what.add_parser("page", help="a record of `perf ops` as Markdown", allow_abbrev=False)
+    shown.add_argument("record", type=Path, metavar="FILE.json", help="what `perf ops --out` wrote")
+    shown.add_argument("--title", default="Operators at the published shapes", help="of the page")
+
+
+def _add_tune_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = "Needs a CUDA device. Writes the file of launch configurations with the best of each search in it."
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="of perf/tune_candidates.toml (default: all)")
+    parser.add_argument("--configs", type=Path, required=True, metavar="FILE.toml", help="the device's file")
+    parser.add_argument("--out", type=Path, metavar="FILE.toml", help="write here (default: over --configs)")
+    parser.add_argument("--budget", type=float, default=600, metavar="S", help="seconds, then stop (default: 600)")
+
+
+def _add_compile_check_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "Needs no GPU: the engine's own launches, compiled and not run. Exit code 0: every kernel compiles and fits, "
+        "1: one does not."
+    )
+    parser.add_argument("--target", action="append", default=[], metavar="ARCH", help="sm_90, ...; may be repeated")
+    parser.add_argument("--op", action="append", default=[], metavar="ROW", help="only this one; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_ops(args: Namespace) -> int:
+    import dataclasses
+    import json
+    import sys
+    from datetime import UTC, datetime
+
+    import torch
+
+    from hardware.identify import identify
+    from reports.verdict import ExitCode
+
+    from .catalogue import select
+    from .ceilings import measure_ceilings
+    from .result import Outcome, Result, table
+    from .sweep import run_sweep, without_device
+
+    cases = select(args.op)
+    if torch.device(args.device).type == "cuda" and torch.cuda.is_available():
+
+        def say(result: Result) -> None:
+            if not args.json:
+                print(table([result]).splitlines()[1], file=sys.stderr, flush=True)  # progress
+
+        sweep = run_sweep(cases, args.engine, args.device, args.budget, args.peers, measure_ceilings, say)
+    else:
+        sweep = without_device(cases, args.engine, "no CUDA device")
+    record = {
+        "kind": "perf ops",
+        "command": ["s35", *args.words],
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": dataclasses.asdict(identify(args.device)),
+        "ceilings": dataclasses.asdict(sweep.ceilings) if sweep.ceilings else None,
+        "results": [dataclasses.asdict(result) for result in sweep.results],
+    }
+    text = json.dumps(record, indent=2)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text if args.json else _summary(sweep, table(sweep.results)))
+    outcomes = {result.outcome for result in sweep.results}
+    if outcomes & {Outcome.FAIL, Outcome.ERROR}:
+        return ExitCode.FAIL
+    missing = Outcome.NOT_MEASURED in outcomes or Outcome.TIMED not in outcomes
+    return ExitCode.INCONCLUSIVE if missing else ExitCode.PASS
+
+
+def _run_page(args: Namespace) -> int:
+    import json
+    from datetime import UTC, datetime
+
+    from reports.verdict import ExitCode
+
+    from .page import page
+
+    record = json.loads(args.record.read_text(encoding="utf-8"))
+    date = record.get("date") or datetime.fromtimestamp(args.record.stat().st_mtime, UTC).date().isoformat()
+    print(page(record, args.title, date))
+    return ExitCode.PASS
+
+
+def _run_tune(args: Namespace) -> int:
+    from datetime import UTC, datetime
+
+    import torch
+    import triton
+
+    from reports.verdict import ExitCode
+
+    from .tune import Tuned, merged, searches, tune
+
+    wanted = searches(args.kernels)
+    if not torch.cuda.is_available():
+        print("tune: no CUDA device; want one, as times are what is compared")
+        return ExitCode.INCONCLUSIVE
+
+    def say(tuned: Tuned) -> None:
+        kept = ", ".join(f"{us:.1f}" for us in tuned.ranked[0][1])
+        print(f"{tuned.search.kernel} {tuned.search.holds}: {tuned.ranked[0][0]}: {kept} us, worst "
+              f"{', '.join(f'{us:.1f}' for us in tuned.ranked[-1][1])}, {tuned.failed} failed", flush=True)  # fmt: skip
+
+    found = tune(wanted, args.budget, say)
+    made = {
+        "by": " ".join(["s35 tune", *args.kernels]),
+        "on": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    text = merged(args.configs.read_text(encoding="utf-8"), found, made)
+    (args.out or args.configs).write_text(text, encoding="utf-8")
+    return ExitCode.PASS if len(found) == len(wanted) else ExitCode.INCONCLUSIVE
+
+
+def _summary(sweep, lines: str) -> str:  # type: ignore[no-untyped-def]
+    if sweep.ceilings is None:
+        return f"{lines}\nnot measured: no CUDA device"
+    rates = [f"read {sweep.ceilings.read_gb_per_s:.0f} GB/s"]
+    rates += [f"{dtype} {rate:.0f} TFLOP/s" for dtype, rate in sweep.ceilings.tflops.items()]
+    return f"{lines}\nceilings of this run: {', '.join(rates)}"
+
+
+def _run_compile_check(args: Namespace) -> int:
+    import dataclasses
+    import json
+
+    from reports.verdict import ExitCode
+
+    from .compile_check import check, table
+
+    found = check(args.target, args.op)
+    if args.json:
+        print(json.dumps({"kind": "compile-check", "kernels": [dataclasses.asdict(one) for one in found]}, indent=2))
+    else:
+        print(table(found))
+    if not found:
+        return ExitCode.INCONCLUSIVE
+    return ExitCode.PASS if all(one.ok for one in found) else ExitCode.FAIL

@@ -1,0 +1,15 @@
+"""Cost and inputs of ``experts_fp8``: the work of ``experts`` on FP8 weights, multiplied in FP8."""
+
+from ..case import Case
+from ..cost import Cost
+from . import bench_experts
+
+
+def cost(T: int, A: int, D: int, F: int, distinct: float) -> Cost:
+    """As ``experts``; the codes of the activations stay on the chip."""
+    return bench_experts.cost(T, A, D, F, distinct, bench_experts.BITS["fp8"])
+
+
+def cases() -> list[Case]:
+    # a code of the intermediate may round the other way: one step of e4m3 of one of 1280 terms
+    return bench_experts.cases_of("experts_fp8", "fp8", of_row=2.0**-5)
