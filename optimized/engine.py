@@ -10,7 +10,10 @@ import torch
 from .interpreter import interpret
 
 PROFILES = ("float32", "bf16", "fp8", "w8a16", "w4a16")
-ROWS = ("embedding", "rms_norm", "linear", "mtp_input", "sampling", "draw", "accept_draft")
+ROWS = (
+    *("embedding", "rms_norm", "qk_norm", "rope", "attention", "head_gate", "linear", "swiglu", "mlp", "router"),
+    *("experts", "experts_fp8", "quantize_activation", "mtp_input", "sampling", "draw", "accept_draft"),
+)
 
 
 class OptimizedEngine:

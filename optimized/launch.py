@@ -27,7 +27,7 @@ import torch
 
 from hardware.profile import UnknownDeviceError, profile_for
 
-FIXED_TOKENS = 16  # what kernels are told in a fixed order
+FIXED = {"T": 16, "R": 1_000_000, "rows_per_expert": 16}  # what kernels are told of a batch in a fixed order
 FOLDER = Path(__file__).parent / "launch_configs"
 CPU, DEFAULT = "generic_cpu", "default"
 OPTIONS = ("num_warps", "num_stages")
@@ -88,8 +88,8 @@ def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
     """
     if kernel in _tried.get():
         return Launch(_tried.get()[kernel], "on trial")
-    if _is_fixed.get() and "T" in sizes:
-        sizes["T"] = FIXED_TOKENS
+    if _is_fixed.get():
+        sizes |= {name: size for name, size in FIXED.items() if name in sizes}
     return _launch(kernel, _file_for(device.type, device.index), tuple(sizes.items()))
 
 

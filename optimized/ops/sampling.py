@@ -107,7 +107,9 @@ def _sampling_kernel(
                     mass += tl.sum(power.to(tl.float64), axis=1)
                 lower = tl.where(mass >= enough, higher, lower)
             above, equal, each = _masses(logits_ptr, row, lower, largest, t, T, V, temperature, BLOCK_T, BLOCK_V)
-            needed = tl.ceil((enough - above) / tl.where(t < T, each, 1.0))  # ties, each kept while those before it are less than enough
+            needed = tl.ceil(
+                (enough - above) / tl.where(t < T, each, 1.0)
+            )  # ties, each kept while those before it are less than enough
             needed = tl.maximum(needed, 1.0).to(tl.int32)
             ties = tl.where(lower > threshold, needed, tl.minimum(ties, needed))
             threshold = lower

@@ -1,0 +1,159 @@
+"""Decode attention over paged keys and values: 1 to 8 new tokens of each sequence, one launch, split over the context.
+
+A program's rows are the query heads of one key-value head times the new tokens, so four tokens read the cache once.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launch import launch_for
+from ..ops.attention import LOG2_E, MAX_HEAD_DIM, SMALLEST_TILE
+from ..ops.layout import require, require_float
+from .decode_attention_kernel import decode_attention_kernel
+
+REPLACES = ("attention", "head_gate")
+MAX_QUERY_LEN = 8
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the splits of a launch meet; launches that may run at the same time want one each.
+
+    Attributes:
+        partials: [B, K, splits, rows, H padded] float32; log_sums: [B, K, splits, rows] float32, of base 2.
+        arrivals: [B, K] int32, zero between launches: the last split resets its own.
+    """
+
+    partials: Tensor
+    log_sums: Tensor
+    arrivals: Tensor
+
+
+def workspace_for(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -> Workspace:
+    """Allocate what ``decode_attention`` needs for arguments of these shapes; keep it, and pass it to every call.
+
+    Raises:
+        ValueError: as ``decode_attention``.
+    """
+    return _workspace(_plan(q, k_cache, block_table, window))
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    window: int | None,
+    gate: Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """Attend from the last tokens of each sequence to its cached keys, and scale by the head gate where there is one.
+
+    Nothing is read back to the host and the grid depends on shapes only, so the call can be captured in a CUDA graph;
+    a captured call wants a workspace. A sequence's bits do not depend on the other sequences of the batch.
+
+    Args:
+        q: [T, N, H], T = B * query length, 1 to 8 tokens of each sequence, in order; the last is at context_len - 1.
+        k_cache, v_cache: [num_pages, page_size, K, H] in the dtype of q, with the new tokens already written.
+        block_table: [B, max_pages] int32: the pages of each sequence, in order; entries beyond its length are free.
+        context_lens: [B] int32, cached tokens of each sequence, at most max_pages * page_size.
+        window: how many keys a query sees, itself included; None sees all. Pages before the window are not read.
+        gate: [T, N], as in ``head_gate``, or None.
+        workspace: from ``workspace_for``; None allocates one.
+
+    Returns:
+        [T, N, H] in the dtype of q. A query that sees no key (an empty sequence, say) gives zeros.
+
+    Raises:
+        ValueError: a shape or dtype that this kernel does not take; the message names it.
+    """
+    plan = _plan(q, k_cache, block_table, window)
+    op = "decode_attention"
+    require(v_cache.shape == k_cache.shape, op, "v_cache", v_cache, f"{tuple(k_cache.shape)}, as k_cache")
+    require(v_cache.dtype == q.dtype and v_cache.stride(-1) == 1, op, "v_cache", v_cache, f"{q.dtype}, column stride 1")
+    is_lens = context_lens.shape == (plan.batch,) and context_lens.dtype == torch.int32
+    require(is_lens and context_lens.is_contiguous(), op, "context_lens", context_lens, f"[{plan.batch}] int32")
+    if gate is not None:
+        require(gate.shape == q.shape[:2] and gate.is_contiguous(), op, "gate", gate, f"{tuple(q.shape[:2])}")
+    space = workspace or _workspace(plan)
+    require(space.partials.shape == plan.partials, op, "workspace.partials", space.partials, f"{plan.partials}")
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if y.numel() > 0:
+        strides = (*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_table.stride(0))
+        decode_attention_kernel[plan.grid](
+            *(q, k_cache, v_cache, block_table, context_lens, q if gate is None else gate, y),
+            *(space.partials, space.log_sums, space.arrivals, *strides),
+            *(window or 0, LOG2_E / math.sqrt(q.shape[-1])),
+            *(len(q) // plan.batch, q.shape[1] // k_cache.shape[2], q.shape[-1], k_cache.shape[1]),
+            *(window is not None, gate is not None),
+            **plan.options,
+        )
+    return y
+
+
+@dataclass(frozen=True)
+class _Plan:
+    batch: int
+    grid: tuple[int, int, int]  # K, splits, B
+    options: dict[str, Any]
+    device: torch.device
+
+    @property
+    def partials(self) -> tuple[int, ...]:
+        num_kv_heads, num_splits, batch = self.grid
+        return batch, num_kv_heads, num_splits, self.options["BLOCK_R"], self.options["BLOCK_H"]
+
+
+def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -> _Plan:
+    op = "decode_attention"
+    require(q.ndim == 3 and q.stride(-1) == 1, op, "q", q, "[T, N, H] with column stride 1")
+    require_float(op, q=q, k_cache=k_cache)
+    num_tokens, num_heads, head_dim = q.shape
+    require(0 < head_dim <= MAX_HEAD_DIM, op, "q", q, f"heads of 1 to {MAX_HEAD_DIM}")
+    is_cache = k_cache.ndim == 4 and k_cache.shape[-1] == head_dim and k_cache.dtype == q.dtype
+    is_cache = is_cache and k_cache.stride(-1) == 1 and k_cache.shape[2] > 0 and num_heads % k_cache.shape[2] == 0
+    want = f"[num_pages, page_size, K, {head_dim}] {q.dtype}, K a divisor of {num_heads}, column stride 1"
+    require(is_cache, op, "k_cache", k_cache, want)
+    is_table = block_table.ndim == 2 and block_table.dtype == torch.int32 and block_table.stride(-1) == 1
+    require(is_table and block_table.shape[1] > 0, op, "block_table", block_table, "[B, max_pages] int32")
+    batch, query_len = len(block_table), num_tokens // max(len(block_table), 1)
+    is_whole = query_len * batch == num_tokens and (query_len <= MAX_QUERY_LEN)
+    require(is_whole, op, "q", q, f"1 to {MAX_QUERY_LEN} tokens for each of {batch} sequences")
+    if window is not None and window < 1:
+        raise ValueError(f"{op}: window is {window}; want 1 or more keys, self included, or None")
+
+    page_size, num_kv_heads = k_cache.shape[1:3]
+    rows = max(SMALLEST_TILE, triton.next_power_of_2(query_len * (num_heads // num_kv_heads)))
+    longest = block_table.shape[1] * page_size
+    windowed = int(window is not None)
+    dtype = str(q.dtype).removeprefix("torch.")
+    options = dict(launch_for(op, q.device, rows=rows, dtype=dtype, windowed=windowed, context=longest).options)
+    programs = options.pop("PROGRAMS_PER_SM") * _multiprocessors(q.device)
+    if window is not None:
+        longest = min(longest, window + query_len - 1 + options["BLOCK_S"] - 1)
+    most = triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), options["MIN_BLOCKS"])
+    splits = max(1, min(programs // max(batch * num_kv_heads, 1), most))
+    options["BLOCK_V"] = triton.next_power_of_2(query_len * (num_heads // num_kv_heads))
+    options["COMBINE_SPLITS"] = max(1, options.pop("COMBINE_ROWS") // options["BLOCK_V"])
+    options |= {"BLOCK_R": rows, "BLOCK_H": max(SMALLEST_TILE, triton.next_power_of_2(head_dim))}
+    return _Plan(batch, (num_kv_heads, splits, batch), options, q.device)
+
+
+def _workspace(plan: _Plan) -> Workspace:
+    return Workspace(
+        torch.empty(plan.partials, dtype=torch.float32, device=plan.device),
+        torch.empty(plan.partials[:-1], dtype=torch.float32, device=plan.device),
+        torch.zeros(plan.partials[:2], dtype=torch.int32, device=plan.device),
+    )
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,189 @@
+"""Triton kernel of ``decode_attention``: a program for a key-value head and a part, a split, of the context.
+
+Splits leave normalised partial results and their log-sum-exps; the split that arrives last adds them up in the order
+of the context, so the result does not depend on who was last.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _page_of(table_ptr, block, context, s, PAGE_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The page of a block of keys, or of each of its keys where a block is wider than a page."""
+    key = block * BLOCK_S
+    if PAGE_SIZE % BLOCK_S != 0:
+        key = tl.minimum(key + s, tl.maximum(context - 1, 0))
+    return tl.load(table_ptr + key // PAGE_SIZE).to(tl.int64)
+
+
+@triton.jit
+def _combined(
+    partials_ptr,  # [splits, BLOCK_R, BLOCK_H] of this sequence and key-value head
+    log_sums_ptr,  # [splits, BLOCK_R]
+    num_used,
+    r,  # [BLOCK_V]
+    h,
+    in_rows,  # [BLOCK_V, BLOCK_H]
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    COMBINE_SPLITS: tl.constexpr,
+):
+    """Partial results weighted by their sums, [BLOCK_V, BLOCK_H], COMBINE_SPLITS of them in flight."""
+    highest = tl.full([BLOCK_V], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_V], tl.float32)
+    mixed = tl.zeros([BLOCK_V, BLOCK_H], tl.float32)
+    for first in range(0, num_used, COMBINE_SPLITS):
+        i = first + tl.arange(0, COMBINE_SPLITS)
+        is_used = i < num_used
+        rows = i[:, None] * BLOCK_R + r[None, :]
+        # .cg: what other programs wrote comes from the level-2 cache, whatever this multiprocessor holds
+        cells = rows[:, :, None] * BLOCK_H + h[None, None, :]
+        mask = is_used[:, None, None] & in_rows[None, :, :]
+        parts = tl.load(partials_ptr + cells, mask=mask, other=0.0, cache_modifier=".cg")
+        log_sums = tl.load(log_sums_ptr + rows, mask=is_used[:, None], other=float("-inf"), cache_modifier=".cg")
+        higher = tl.maximum(highest, tl.max(log_sums, axis=0))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        factor, weights = tl.exp2(highest - base), tl.exp2(log_sums - base[None, :])
+        mixed = mixed * factor[:, None] + tl.sum(parts * weights[:, :, None], axis=0)
+        total = total * factor + tl.sum(weights, axis=0)
+        highest = higher
+    return mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit
+def _finish(y_ptr, gate_ptr, y, rows, h, in_tile, in_rows, HAS_GATE: tl.constexpr, H: tl.constexpr):
+    """Scale [.., BLOCK_H] by the gate, round and store to rows of [T * N, H]."""
+    if HAS_GATE:
+        gate = tl.load(gate_ptr + rows, mask=in_rows, other=0.0).to(tl.float32)
+        y = y * (1.0 / (1.0 + tl.exp(-gate)))[:, None]
+    tl.store(y_ptr + rows[:, None] * H + h[None, :], y.to(y_ptr.dtype.element_ty), mask=in_tile)
+
+
+@triton.jit
+def decode_attention_kernel(
+    q_ptr,  # [B * Q, N, H], column stride 1
+    k_ptr,  # [pages, PAGE_SIZE, K, H], column stride 1
+    v_ptr,  # as k
+    table_ptr,  # [B, max_pages]
+    context_lens_ptr,  # [B], new tokens included
+    gate_ptr,  # [B * Q, N], contiguous; any pointer without HAS_GATE
+    y_ptr,  # [B * Q, N, H], contiguous
+    partials_ptr,  # [B, K, splits, BLOCK_R, BLOCK_H] float32
+    log_sums_ptr,  # [B, K, splits, BLOCK_R] float32, base 2
+    arrivals_ptr,  # [B, K] int32, zero before and after
+    q_stride_t,
+    q_stride_n,
+    k_stride_page,
+    k_stride_slot,
+    k_stride_k,
+    v_stride_page,
+    v_stride_slot,
+    v_stride_k,
+    table_stride,
+    window,
+    scale,  # log2(e) / sqrt(H)
+    Q: tl.constexpr,  # new tokens of each sequence
+    G: tl.constexpr,  # query heads of a key-value head
+    H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # power of two >= Q * G
+    BLOCK_S: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # power of two >= H
+    MIN_BLOCKS: tl.constexpr,  # of a split: fewer splits for a short context
+    BLOCK_V: tl.constexpr,  # power of two >= Q * G, without a smallest tile
+    COMBINE_SPLITS: tl.constexpr,  # partial results in flight while they are combined
+):
+    head, split = tl.program_id(0), tl.program_id(1)  # heads first: programs that run together read whole rows
+    b = tl.program_id(2).to(tl.int64)
+    num_kv_heads, num_splits = tl.num_programs(0), tl.num_programs(1)
+    context = tl.load(context_lens_ptr + b)
+    first_key = 0
+    if HAS_WINDOW:
+        first_key = tl.maximum(context - Q - window + 1, 0)
+    first_block = first_key // BLOCK_S
+    last_block = tl.cdiv(context, BLOCK_S)  # exclusive
+    blocks = tl.maximum(tl.cdiv(last_block - first_block, num_splits), MIN_BLOCKS)
+    num_used = tl.maximum(tl.cdiv(last_block - first_block, blocks), 1)  # an empty context is one split's work, too
+    if split >= num_used:
+        return
+    begin = first_block + split * blocks
+    end = tl.minimum(begin + blocks, last_block)
+
+    r, h, s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_S)
+    t, n = r // G, head * G + r % G
+    in_tile = (r < Q * G)[:, None] & (h < H)[None, :]
+    token = b * Q + t
+    q = tl.load(q_ptr + (token * q_stride_t + n * q_stride_n)[:, None] + h[None, :], mask=in_tile, other=0.0)
+    query_positions = context - Q + t
+    highest = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    mixed = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
+    # Few rows lie across all warps: their sums are taken once, at the end, not between warps in every block.
+    LANES: tl.constexpr = BLOCK_S if BLOCK_R <= 32 else 1
+    total = tl.zeros([BLOCK_R, LANES], tl.float32)
+    table_ptr += b * table_stride
+    k_ptr += head * k_stride_k
+    v_ptr += head * v_stride_k
+    # Pages are read a block ahead by hand: read where they are used, they would cost the compiler's pipeline a stage;
+    # read two blocks ahead, it does not pipeline at all.
+    page = _page_of(table_ptr, begin, context, s, PAGE_SIZE, BLOCK_S)
+    for block in range(begin, end):
+        next_page = _page_of(table_ptr, tl.minimum(block + 1, end - 1), context, s, PAGE_SIZE, BLOCK_S)
+        keys = block * BLOCK_S + s
+        readable = ((keys >= first_key) & (keys < context))[:, None] & (h < H)[None, :]  # what lies beyond may be NaN
+        if PAGE_SIZE % BLOCK_S == 0:
+            slot = tl.cast((block * BLOCK_S) % PAGE_SIZE, tl.int64)
+            k_block = k_ptr + page * k_stride_page + slot * k_stride_slot
+            v_block = v_ptr + page * v_stride_page + slot * v_stride_slot
+            k = tl.load(k_block + s[:, None] * k_stride_slot + h[None, :], mask=readable, other=0.0)
+            v = tl.load(v_block + s[:, None] * v_stride_slot + h[None, :], mask=readable, other=0.0)
+        else:
+            k_rows = page * k_stride_page + (keys % PAGE_SIZE) * k_stride_slot
+            v_rows = page * v_stride_page + (keys % PAGE_SIZE) * v_stride_slot
+            k = tl.load(k_ptr + k_rows[:, None] + h[None, :], mask=readable, other=0.0)
+            v = tl.load(v_ptr + v_rows[:, None] + h[None, :], mask=readable, other=0.0)
+        visible = keys[None, :] <= query_positions[:, None]
+        if HAS_WINDOW:
+            visible = visible & (keys[None, :] > query_positions[:, None] - window)
+        scores = tl.where(visible, tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, axis=1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf - -inf would be NaN
+        weights = tl.exp2((scores - base[:, None]) * scale)  # the difference first: the highest has weight 1, exactly
+        factor = tl.exp2((highest - base) * scale)
+        highest = higher
+        if LANES == 1:
+            total = total * factor[:, None] + tl.sum(weights, axis=1)[:, None]
+        else:
+            total = total * factor[:, None] + weights
+        mixed = tl.dot(weights.to(v.dtype), v, mixed * factor[:, None], input_precision="ieee")
+        page = next_page
+
+    sums = tl.sum(total, axis=1)
+    divisor = tl.where(sums == 0.0, 1.0, sums)
+    y = mixed / divisor[:, None]  # a row that sees no key is 0
+    if num_used == 1:
+        rows = token * (num_kv_heads * G) + n
+        _finish(y_ptr, gate_ptr, y, rows, h, in_tile, r < Q * G, HAS_GATE, H)
+    else:
+        pair = b * num_kv_heads + head
+        log_sums_ptr += pair * num_splits * BLOCK_R
+        partials_ptr += pair * num_splits * (BLOCK_R * BLOCK_H)
+        own = split * BLOCK_R + r
+        log_sum = highest * scale + tl.log2(divisor)  # -inf where no key was seen
+        tl.store(log_sums_ptr + own, log_sum)
+        tl.store(partials_ptr + own[:, None] * BLOCK_H + h[None, :], y, mask=in_tile)
+        tl.debug_barrier()  # every thread has stored, before one of them says so
+        arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu")
+        if arrived == num_used - 1:
+            tl.store(arrivals_ptr + pair, 0)  # ready for the next launch
+            v_r = tl.arange(0, BLOCK_V)  # only rows that hold a query: fewer bytes than the tile
+            in_rows = v_r < Q * G
+            in_result = in_rows[:, None] & (h < H)[None, :]
+            result = _combined(
+                *(partials_ptr, log_sums_ptr, num_used, v_r, h, in_result, BLOCK_R, BLOCK_V, BLOCK_H, COMBINE_SPLITS)
+            )
+            v_rows = (b * Q + v_r // G) * (num_kv_heads * G) + head * G + v_r % G
+            _finish(y_ptr, gate_ptr, result, v_rows, h, in_result, in_rows, HAS_GATE, H)

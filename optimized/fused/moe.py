@@ -1,0 +1,215 @@
+"""Routed experts and gated blocks: which kernels run for how many tokens, by ``launch_configs``.
+
+    path "decode"   moe_decode: slots one by one, nothing is sorted; two launches
+    path "scan"     moe_grouped: every program finds its block's slots itself; three launches
+    path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
+
+Each is deterministic: a token's bits depend on the path and its blocks, not on its neighbours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launch import launch_for
+from ..ops.quantize_activation import quantize_activation
+from . import moe_grouped as grouped
+from .moe_blocks import Blocks, blocks_of
+from .moe_decode import _down_decode_kernel, _up_decode_kernel
+from .moe_math import GROUP
+from .moe_stored import Stored, format_of, in_words, is_whole, num_groups
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which experts a token has, and what they weigh.
+
+    Attributes:
+        ids: [T, A], contiguous; weights: [T, A], contiguous.
+        num_experts: E.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    num_experts: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of a product.
+
+    Attributes:
+        data: [rows, K]; e4m3 codes where there is a ``scale``, [rows, ceil(K / 128)].
+        rounds: without a scale, kernels round to e4m3 what they read.
+    """
+
+    data: Tensor
+    scale: Tensor | None = None
+    rounds: bool = False
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The rows of a grouped product, in blocks of ``height``.
+
+    Attributes:
+        count: tokens times experts of each.
+        routing: None where one expert has every token.
+        blocks: None where kernels find the slots of a block themselves.
+    """
+
+    count: int
+    height: int
+    routing: Routing | None
+    blocks: Blocks | None
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Where rows come from, how many blocks there may be, and how many slots a program looks through."""
+        if self.routing is None:
+            return grouped.ALL.value, -(-self.count // self.height), 1
+        if self.blocks is None:
+            return grouped.SCAN.value, self.count, triton.next_power_of_2(self.count)
+        return grouped.TABLE.value, len(self.blocks.experts), 1
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The three weights of SwiGLU blocks: gate and up [E, F, D], down [E, D, F]; and the clamp, 0 for none."""
+
+    gate: Stored
+    up: Stored
+    down: Stored
+    limit: float
+    rounds: bool = False  # activations to e4m3 before both products
+
+    @property
+    def width(self) -> int:
+        return self.gate.codes.shape[1]
+
+
+def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -> Tensor:
+    """Add up each token's experts; without a routing, there is one expert that every token has.
+
+    Args:
+        family: ``experts`` or ``mlp``: the names in ``launch_configs`` start with it.
+        x: [T, D], unit column stride, at least one row.
+        block: checked by the caller.
+
+    Returns:
+        [T, D] in the dtype of ``x``, contiguous.
+    """
+    num_tokens, hidden_size = x.shape
+    slots_per_token = 1 if routing is None else routing.ids.shape[1]
+    num_experts = 1 if routing is None else routing.num_experts
+    sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
+    sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
+    sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
+    gate, up = in_words(block.gate), in_words(block.up)
+    if gate.kind == up.kind:
+        block = replace(block, gate=gate, up=up)
+    block = replace(block, down=in_words(block.down))
+    path = launch_for(family, x.device, **sizes).options
+    if path["PATH"] == "decode":
+        return _decode(family, x, block, routing, slots_per_token, sizes)
+    return _grouped(family, x, block, routing, slots_per_token, sizes, path)
+
+
+def _decode(
+    family: str, x: Tensor, block: Gated, routing: Routing | None, per_token: int, sizes: Mapping[str, int | str]
+) -> Tensor:
+    (num_tokens, hidden_size), width = x.shape, block.width
+    inner = torch.empty((num_tokens * per_token, width), dtype=torch.float32, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    ids, weights = (x, x) if routing is None else (routing.ids, routing.weights)
+    flags = {"ROUTED": routing is not None, "ROUND": block.rounds}
+    gate, up, down = block.gate, block.up, block.down
+
+    launch = launch_for(f"{family}_up_decode", x.device, **sizes).options
+    grid = (num_tokens * per_token, triton.cdiv(width, launch["BLOCK_F"]))
+    _up_decode_kernel[grid](
+        x, ids, gate.codes, up.codes, gate.scale, up.scale, inner, x.stride(0), *gate.strides, hidden_size, width,
+        per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0, WHOLE=is_whole(hidden_size), **flags, **launch,
+    )  # fmt: skip
+    launch = launch_for(f"{family}_down_decode", x.device, **sizes).options
+    grid = (num_tokens, triton.cdiv(hidden_size, launch["BLOCK_D"]))
+    _down_decode_kernel[grid](
+        inner, ids, weights, down.codes, down.scale, y, *down.strides, hidden_size, width, per_token, KIND=down.kind,
+        WHOLE=is_whole(width), **flags, **launch,
+    )  # fmt: skip
+    return y
+
+
+def _grouped(
+    family: str,
+    x: Tensor,
+    block: Gated,
+    routing: Routing | None,
+    per_token: int,
+    sizes: Mapping[str, int | str],
+    path: Mapping[str, Any],
+) -> Tensor:
+    (num_tokens, hidden_size), width, device = x.shape, block.width, x.device
+    blocks = None
+    if routing is not None and path["PATH"] == "sorted":
+        blocks = blocks_of(routing.ids, routing.num_experts, path["BLOCK_R"])
+    slots = Slots(num_tokens * per_token, path["BLOCK_R"], routing, blocks)
+
+    inputs = Inputs(x, rounds=block.rounds)
+    if block.rounds and path.get("ROUND_FIRST", False):
+        inputs = Inputs(*quantize_activation(x), rounds=True)
+    launch = dict(launch_for(f"{family}_up", device, **sizes).options)
+    is_coded = block.rounds and launch["BLOCK_O"] == GROUP.value
+    inner_dtype = torch.float8_e4m3fn if is_coded else torch.float32 if block.rounds else x.dtype
+    inner = torch.empty((slots.count, width), dtype=inner_dtype, device=device)
+    scale = torch.empty((slots.count, num_groups(width)), dtype=torch.float32, device=device) if is_coded else None
+    middle = Inputs(inner, scale, rounds=block.rounds)
+    _product(inputs, (block.gate, block.up), middle, slots, per_token, block.limit, launch)
+
+    parts = torch.empty((slots.count, hidden_size), dtype=x.dtype, device=device)
+    launch = dict(launch_for(f"{family}_down", device, **sizes).options)
+    _product(middle, (block.down,), Inputs(parts), slots, 1, 0.0, launch)
+    return parts if routing is None else _combined(parts, num_tokens, per_token)
+
+
+def _product(
+    x: Inputs,
+    weights: tuple[Stored, ...],
+    y: Inputs,
+    slots: Slots,
+    slots_per_row: int,
+    limit: float,
+    launch: Mapping[str, Any],
+) -> None:
+    """One launch of ``_grouped_kernel``: one weight is the down projection, two are gate and up."""
+    weight, other, is_gated = weights[0], weights[-1], len(weights) == 2
+    routing, blocks = slots.routing, slots.blocks
+    source, num_blocks, block_all = slots.grid
+    ids, factors = (x.data, x.data) if routing is None else (routing.ids, routing.weights)
+    experts, places = (x.data, x.data) if blocks is None else (blocks.experts, blocks.slots)
+    kind = grouped.AS_IT_IS.value
+    if x.rounds:
+        kind = grouped.ROUNDED_HERE.value if x.scale is None else grouped.CODES.value
+    width, num_outputs = x.data.shape[1], y.data.shape[1]
+    grid = (num_blocks * triton.cdiv(num_outputs, launch["BLOCK_O"]),)
+    grouped._grouped_kernel[grid](
+        x.data, x.data if x.scale is None else x.scale, ids, experts, places, factors, weight.codes, other.codes,
+        weight.scale, other.scale, y.data, y.data if y.scale is None else y.scale, x.data.stride(0), *weight.strides,
+        slots.count, num_outputs, width, slots_per_row, num_blocks, limit, GATED=is_gated,
+        WEIGHED=not is_gated and routing is not None, ROWS=source, X=kind, KIND=weight.kind, CLAMP=limit > 0,
+        WHOLE=width % launch["BLOCK_K"] == 0, OUT_CODES=y.scale is not None, BLOCK_ALL=block_all,
+        BLOCK_R=slots.height, **launch,
+    )  # fmt: skip
+
+
+def _combined(parts: Tensor, num_tokens: int, per_token: int) -> Tensor:
+    width = parts.shape[1]
+    y = torch.empty((num_tokens, width), dtype=parts.dtype, device=parts.device)
+    launch = launch_for("experts_combine", parts.device, T=num_tokens, D=width).options
+    grid = (num_tokens, triton.cdiv(width, launch["BLOCK_D"]))
+    grouped._combine_kernel[grid](parts, y, width, per_token, **launch)
+    return y

@@ -1,0 +1,82 @@
+"""Device functions that the kernels of the routed experts share: SwiGLU, and e4m3 in groups of 128."""
+
+import triton
+import triton.language as tl
+
+GROUP: tl.constexpr = tl.constexpr(128)  # inputs that share a scale, in every format
+PLAIN: tl.constexpr = tl.constexpr(0)  # kinds of weights: as they are
+FP8: tl.constexpr = tl.constexpr(1)  # e4m3, a scale for 128 outputs x 128 inputs
+INT4: tl.constexpr = tl.constexpr(2)  # two codes a byte, a scale for each output and 128 inputs
+INT4_WORDS: tl.constexpr = tl.constexpr(3)  # the same, eight codes an int32
+
+FP8_MAX: tl.constexpr = tl.constexpr(448.0)
+FLOAT32_TINY: tl.constexpr = tl.constexpr(2.0**-126)
+INT4_ZERO: tl.constexpr = tl.constexpr(8)
+TWO_TO_23: tl.constexpr = tl.constexpr(0x4B000000)  # bits of the float32 whose last place is 1
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950216293335)  # as float32 holds it
+LOG2_E_REST: tl.constexpr = tl.constexpr(1.9259629911266175e-08)
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def exp(x):
+    """To 3 ulp of float32; ``tl.exp`` rounds x log2(e) once and so loses a digit at |x| = 20."""
+    x = tl.minimum(tl.maximum(x, -128.0), 128.0)  # of infinity, the rest below would be NaN
+    power = x * LOG2_E
+    rest = tl.fma(x, LOG2_E, -power) + x * LOG2_E_REST
+    return tl.exp2(power) * (1.0 + rest * LN_2)
+
+
+@triton.jit
+def sigmoid(x):
+    return tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + exp(-x))
+
+
+@triton.jit
+def swiglu_of(gate, up, limit, CLAMP: tl.constexpr):
+    """Of float32 tensors; NaN passes."""
+    activated = tl.div_rn(gate, 1.0 + exp(-gate))
+    if CLAMP:
+        activated = tl.minimum(activated, limit, propagate_nan=tl.PropagateNan.ALL)
+        up = tl.minimum(tl.maximum(up, -limit, propagate_nan=tl.PropagateNan.ALL), limit, tl.PropagateNan.ALL)
+    return activated * up
+
+
+@triton.jit
+def group_scale(x, axis: tl.constexpr):
+    """What makes the largest magnitude along an axis 448; 1 for zeros, NaN where there is one."""
+    bits = tl.abs(x).to(tl.int32, bitcast=True)  # ordered as the magnitudes, NaN above infinity; a float max drops NaN
+    largest = tl.max(bits, axis=axis).to(tl.float32, bitcast=True)
+    scale = tl.div_rn(largest, tl.full(largest.shape, FP8_MAX, tl.float32))
+    scale = tl.maximum(scale, FLOAT32_TINY, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(largest == 0.0, 1.0, scale)
+
+
+@triton.jit
+def codes_of(x, scale):
+    """e4m3, to nearest, ties to even, saturating; the shapes are equal or ``scale`` broadcasts."""
+    quotient = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
+    quotient = tl.maximum(quotient, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(quotient, FP8_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
+
+
+@triton.jit
+def rounded_to_fp8(x):
+    """e4m3 codes of [G, 128] and the scale [G] of each group; a product in place of the quotient is legal.
+
+    The cast saturates: that is what spares the clamp of ``codes_of``.
+    """
+    scale = group_scale(x, 1)
+    inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+    return (x * inverse[:, None]).to(tl.float8e4nv), scale
+
+
+@triton.jit
+def code_at(words, in_register, PLACE: tl.constexpr):
+    """The nibble at a place, 0 to 4, less 8, in float32: a mask, a bit pattern and one product, all exact.
+
+    ``in_register``: TWO_TO_23 that a compiler cannot see; only then one instruction masks and sets.
+    """
+    place: tl.constexpr = 16.0**-PLACE
+    bits = (words & (15 << (4 * PLACE))) | in_register
+    return tl.fma(bits.to(tl.float32, bitcast=True), place, -(8388608.0 * place + INT4_ZERO))
