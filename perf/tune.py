@@ -26,11 +26,12 @@ from .case import Args, Case
 from .catalogue import all_cases
 from .maker import Maker
 from .ops import fused
+from .ops.bench_experts import forget_weights
 from .sweep import sets_of
 from .timing import CaptureError, GraphStopwatch, time_calls
 
 CANDIDATES = Path(__file__).with_name("tune_candidates.toml")
-COMPILERS = 12  # processes; each holds the inputs of a case
+COMPILERS = 10  # processes; each holds the inputs of a case: 9 GB of bf16 experts
 REPLAYS = 5
 Options = dict[str, Any]
 
@@ -134,6 +135,8 @@ def _run(search: Search, pool: Executor) -> Tuned | None:
         for index, options in enumerate(works):
             times[index].append(_time(search, options, operator, sets))
         del sets
+    forget_weights()
+    torch.cuda.empty_cache()
     ranked = sorted(times, key=lambda index: sum(map(math.log, times[index])))
     results = tuple((works[index], tuple(times[index])) for index in ranked if math.isfinite(sum(times[index])))
     return Tuned(search, results, len(candidates) - len(results)) if results else None
@@ -159,6 +162,9 @@ def _try_all(kernel: str, case_name: str, using: Mapping[str, Options], part: Se
                     works.append(options)
             except Exception as error:  # too much shared memory, say: a candidate that is none
                 print(f"{kernel} {options}: {type(error).__name__}", flush=True)
+    del args
+    forget_weights()
+    torch.cuda.empty_cache()  # the other compilers want room, and then the timer
     return works
 
 

@@ -1,6 +1,6 @@
 """Routed experts and gated blocks: which kernels run for how many tokens, by ``launch_configs``.
 
-    path "decode"   moe_decode: slots one by one, nothing is sorted; two launches
+    path "decode"   moe_decode: slots one by one, nothing is sorted; two launches, one more for FP8
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
 
@@ -129,11 +129,12 @@ def _decode(
     flags = {"ROUTED": routing is not None, "ROUND": block.rounds}
     gate, up, down = block.gate, block.up, block.down
 
+    x_codes, x_scale = quantize_activation(x) if block.rounds else (x, x)
     launch = launch_for(f"{family}_up_decode", x.device, **sizes).options
     grid = (num_tokens * per_token, triton.cdiv(width, launch["BLOCK_F"]))
     _up_decode_kernel[grid](
-        x, ids, gate.codes, up.codes, gate.scale, up.scale, inner, x.stride(0), *gate.strides, hidden_size, width,
-        per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0, WHOLE=is_whole(hidden_size), **flags, **launch,
+        x_codes, x_scale, ids, gate.codes, up.codes, gate.scale, up.scale, inner, x_codes.stride(0), *gate.strides,
+        hidden_size, width, per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0, WHOLE=is_whole(hidden_size), **flags, **launch,
     )  # fmt: skip
     launch = launch_for(f"{family}_down_decode", x.device, **sizes).options
     grid = (num_tokens, triton.cdiv(hidden_size, launch["BLOCK_D"]))

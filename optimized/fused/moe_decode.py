@@ -8,7 +8,7 @@ tile of D, which takes the groups of 128 inputs of all the token's experts in a 
 import triton
 import triton.language as tl
 
-from .moe_math import FP8, GROUP, INT4, INT4_WORDS, INT4_ZERO, PLAIN, TWO_TO_23, code_at, rounded_to_fp8, swiglu_of
+from .moe_math import FP8, GROUP, INT4, INT4_WORDS, INT4_ZERO, TWO_TO_23, code_at, rounded_to_fp8, swiglu_of
 
 REPLACES = ("swiglu", "mlp", "experts", "experts_fp8", "quantize_activation")
 
@@ -73,6 +73,31 @@ def group_sums(codes, parts, A, KIND: tl.constexpr):
 
 
 @triton.jit
+def lanes_of(KIND: tl.constexpr):
+    """Sums that are kept apart in each group until the end: all 128 where one scale serves a program's rows."""
+    return 1 if KIND == INT4 or KIND == INT4_WORDS else GROUP  # noqa: SIM109
+
+
+@triton.jit
+def weighed(codes, x, x_scale, s_ptr, row, is_row, expert, group, is_group, stride_e, stride, A, KIND: tl.constexpr):
+    """[rows, BLOCK_G, lanes]: what a block of weights adds to its rows' sums.
+
+    Args:
+        x: float32 [BLOCK_G, 128]; x_scale: [BLOCK_G], a factor of each group.
+    """
+    if KIND == INT4 or KIND == INT4_WORDS:  # noqa: SIM109
+        sums = group_sums(codes, split_inputs(x, KIND), A, KIND)
+        sums *= load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride, KIND) * x_scale[None, :]
+        products = sums[:, :, None]
+    else:
+        if KIND == FP8:  # the rows of a program lie in one block of 128
+            at = s_ptr + tl.min(row, axis=0) // GROUP * stride + expert * stride_e + group
+            x_scale *= tl.load(at, mask=is_group, other=0.0).to(tl.float32)
+        products = codes.to(tl.float32) * (x * x_scale[:, None])[None, :, :]
+    return products
+
+
+@triton.jit
 def load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride, KIND: tl.constexpr):
     """float32 [rows, BLOCK_G]; 0 outside."""
     if KIND == FP8:
@@ -83,7 +108,8 @@ def load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride, K
 
 @triton.jit
 def _up_decode_kernel(
-    x_ptr,  # [T, D], row stride x_stride_t, column stride 1
+    x_ptr,  # [T, D], row stride x_stride_t, column stride 1; e4m3 codes with ROUND
+    x_scale_ptr,  # [T, ceil(D / 128)] float32, contiguous; any pointer without ROUND
     ids_ptr,  # [T, A]
     gate_ptr,  # [E, F, D], strides w_stride_e, w_stride_f, 1
     up_ptr,
@@ -101,7 +127,7 @@ def _up_decode_kernel(
     limit,
     ROUTED: tl.constexpr,
     KIND: tl.constexpr,
-    ROUND: tl.constexpr,  # x to e4m3
+    ROUND: tl.constexpr,  # x was rounded to e4m3
     CLAMP: tl.constexpr,
     WHOLE: tl.constexpr,  # D is whole groups
     BLOCK_F: tl.constexpr,
@@ -115,8 +141,9 @@ def _up_decode_kernel(
     if ROUTED:
         expert += tl.load(ids_ptr + slot).to(tl.int64)
     x_ptr += slot // A * x_stride_t
-    gate = tl.zeros((BLOCK_F, BLOCK_G), tl.float32)
-    up = tl.zeros((BLOCK_F, BLOCK_G), tl.float32)
+    LANES: tl.constexpr = lanes_of(KIND)
+    gate = tl.zeros((BLOCK_F, BLOCK_G, LANES), tl.float32)
+    up = tl.zeros((BLOCK_F, BLOCK_G, LANES), tl.float32)
     for first in tl.range(0, tl.cdiv(D, GROUP), BLOCK_G, num_stages=STAGES):
         group = first + tl.arange(0, BLOCK_G)
         is_group = group * GROUP < D
@@ -124,20 +151,17 @@ def _up_decode_kernel(
         ups = load_codes(up_ptr, f, is_row, expert, group, is_group, D, w_stride_e, w_stride_f, KIND, WHOLE)
         d = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         x = tl.load(x_ptr + d, mask=is_group[:, None] if WHOLE else d < D, other=0.0).to(tl.float32)
+        x_scale = tl.full((BLOCK_G,), 1.0, tl.float32)
         if ROUND:
-            x_codes, x_scale = rounded_to_fp8(x)
-            x = x_codes.to(tl.float32)
-        parts = split_inputs(x, KIND)
-        gate_sums, up_sums = group_sums(gates, parts, A, KIND), group_sums(ups, parts, A, KIND)
-        if KIND != PLAIN:
-            gate_sums *= load_scales(gate_scale_ptr, f, is_row, expert, group, is_group, s_stride_e, s_stride_f, KIND)
-            up_sums *= load_scales(up_scale_ptr, f, is_row, expert, group, is_group, s_stride_e, s_stride_f, KIND)
-        if ROUND:
-            gate_sums *= x_scale[None, :]
-            up_sums *= x_scale[None, :]
-        gate += gate_sums
-        up += up_sums
-    inner = swiglu_of(tl.sum(gate, axis=1), tl.sum(up, axis=1), limit, CLAMP)
+            x_scale = tl.load(x_scale_ptr + slot // A * tl.cdiv(D, GROUP) + group, mask=is_group, other=0.0)
+        gate += weighed(
+            gates, x, x_scale, gate_scale_ptr, f, is_row, expert, group, is_group, s_stride_e, s_stride_f, A, KIND
+        )
+        up += weighed(
+            ups, x, x_scale, up_scale_ptr, f, is_row, expert, group, is_group, s_stride_e, s_stride_f, A, KIND
+        )
+    gate_sum, up_sum = tl.sum(tl.sum(gate, axis=2), axis=1), tl.sum(tl.sum(up, axis=2), axis=1)
+    inner = swiglu_of(gate_sum, up_sum, limit, CLAMP)
     tl.store(inner_ptr + slot * F + f, inner, mask=is_row)
 
 
@@ -168,7 +192,7 @@ def _down_decode_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     is_row = d < D
     per_slot = tl.cdiv(F, GROUP)
-    total = tl.zeros((BLOCK_D, BLOCK_G), tl.float32)
+    total = tl.zeros((BLOCK_D, BLOCK_G, lanes_of(KIND)), tl.float32)
     for first in tl.range(0, A * per_slot, BLOCK_G, num_stages=STAGES):
         number = first + tl.arange(0, BLOCK_G)
         is_group = number < A * per_slot
@@ -180,15 +204,14 @@ def _down_decode_kernel(
         f = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         is_input = is_group[:, None] if WHOLE else is_group[:, None] & (f < F)
         inner = tl.load(inner_ptr + (slot * F)[:, None] + f, mask=is_input, other=0.0)
+        factor = tl.full((BLOCK_G,), 1.0, tl.float32)
         if ROUND:
-            inner_codes, inner_scale = rounded_to_fp8(inner)
+            inner_codes, factor = rounded_to_fp8(inner)
             inner = inner_codes.to(tl.float32)
-        sums = group_sums(codes, split_inputs(inner, KIND), A, KIND)
-        if KIND != PLAIN:
-            sums *= load_scales(down_scale_ptr, d, is_row, expert, group, is_group, s_stride_e, s_stride_d, KIND)
-        if ROUND:
-            sums *= inner_scale[None, :]
         if ROUTED:
-            sums *= tl.load(weights_ptr + slot, mask=is_group, other=0.0).to(tl.float32)[None, :]
-        total += sums
-    tl.store(y_ptr + t * D + d, tl.sum(total, axis=1).to(y_ptr.dtype.element_ty), mask=is_row)
+            factor *= tl.load(weights_ptr + slot, mask=is_group, other=0.0).to(tl.float32)
+        total += weighed(
+            codes, inner, factor, down_scale_ptr, d, is_row, expert, group, is_group, s_stride_e, s_stride_d, A, KIND
+        )
+    y = tl.sum(tl.sum(total, axis=2), axis=1)
+    tl.store(y_ptr + t * D + d, y.to(y_ptr.dtype.element_ty), mask=is_row)
