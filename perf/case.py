@@ -47,6 +47,7 @@ class Case:
         max_sets: of arguments; fewer where a set is large.
         waits: it returns numbers to the host, so no graph can hold it.
         sizes: the numbers of ``shape``, for peers.
+        renew: the same arguments with a workspace that fits the launch configuration of now; None: there is none.
     """
 
     op: str
@@ -61,6 +62,7 @@ class Case:
     max_sets: int = 16
     waits: bool = False
     sizes: Mapping[str, int | None] | None = None
+    renew: Callable[[Args], Args] | None = None
 
     @property
     def name(self) -> str:

@@ -133,7 +133,7 @@ def _run(search: Search, pool: Executor) -> Tuned | None:
     for case in cases:
         operator, sets = operator_of(case), sets_of(case)
         for index, options in enumerate(works):
-            times[index].append(_time(search, options, operator, sets))
+            times[index].append(_time(search, options, operator, sets, case.renew))
         del sets
     forget_weights()
     torch.cuda.empty_cache()
@@ -156,9 +156,10 @@ def _try_all(kernel: str, case_name: str, using: Mapping[str, Options], part: Se
         for options in part:
             try:
                 with _using({**using, kernel: options}):
-                    got = operator(*args)
+                    now = case.renew(args) if case.renew else args
+                    got = operator(*now)
                 torch.cuda.synchronize()
-                if case.check(reference, args, got).holds:
+                if case.check(reference, now, got).holds:
                     works.append(options)
             except Exception as error:  # too much shared memory, say: a candidate that is none
                 print(f"{kernel} {options}: {type(error).__name__}", flush=True)
@@ -175,11 +176,17 @@ def operator_of(case: Case) -> Callable[..., Any]:
     return fused.find(case.fused) if case.fused else find_engine("optimized.engine:engine").ops()[case.op]
 
 
-def _time(search: Search, options: Options, operator: Callable[..., Any], sets: Sequence[Args]) -> float:
+def _time(
+    search: Search,
+    options: Options,
+    operator: Callable[..., Any],
+    sets: Sequence[Args],
+    renew: Callable[[Args], Args] | None,
+) -> float:
     try:
         with _using({**(search.using or {}), search.kernel: options}):
-            call = lambda copy: operator(*sets[copy % len(sets)])  # noqa: E731
-            return time_calls(call, len(sets), GraphStopwatch(), REPLAYS).us
+            now = [renew(args) for args in sets] if renew else sets
+            return time_calls(lambda copy: operator(*now[copy % len(now)]), len(now), GraphStopwatch(), REPLAYS).us
     except (CaptureError, RuntimeError):
         return math.inf
 

@@ -77,8 +77,14 @@ def _decode(T: int, S: int, layer: LayerConfig) -> Case:
         _check_decode,
         reference="attention",
         fused=DECODE,
+        renew=_with_workspace,
         sizes=bench_attention.sizes_of(T, S, layer),
     )
+
+
+def _with_workspace(args: Args) -> Args:
+    q, k_cache, _, table, _, window, *_ = args
+    return *args[:-1], find(DECODE_WORKSPACE)(q, k_cache, table, window)
 
 
 def _check_decode(reference: Callable[..., Any], args: Args, got: Any) -> Agreement:
