@@ -1,6 +1,7 @@
 """The commands ``s35 perf`` and ``s35 compile-check``."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 BUDGET_S = 60.0
@@ -87,7 +88,7 @@ def _run_ops(args: Namespace) -> int:
         sweep = without_device(cases, args.engine, "no CUDA device")
     record = {
         "kind": "perf ops",
-        "command": ["s35", *args.words],
+        "command": ["s35", *_without_place(args.words)],
         "date": datetime.now(UTC).date().isoformat(),
         "machine": dataclasses.asdict(identify(args.device)),
         "ceilings": dataclasses.asdict(sweep.ceilings) if sweep.ceilings else None,
@@ -147,6 +148,12 @@ def _run_tune(args: Namespace) -> int:
     text = merged(args.configs.read_text(encoding="utf-8"), found, made)
     (args.out or args.configs).write_text(text, encoding="utf-8")
     return ExitCode.PASS if len(found) == len(wanted) else ExitCode.INCONCLUSIVE
+
+
+def _without_place(words: Sequence[str]) -> list[str]:
+    """A command without the file it wrote: where that lay says nothing of the measurement."""
+    words = [word for word in words if not word.startswith("--out=")]
+    return [word for at, word in enumerate(words) if word != "--out" and (at == 0 or words[at - 1] != "--out")]
 
 
 def _summary(sweep, lines: str) -> str:  # type: ignore[no-untyped-def]

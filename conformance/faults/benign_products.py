@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.quantization import Fp8Weight, dense, dequantize_fp8_activation
+from reference.quantization import FP8_MAX, Fp8Weight, dense, dequantize_fp8_activation
 
 from .operators.arithmetic import R, wide
 
@@ -305,6 +305,20 @@ def experts_rounded_inside() -> Rows:
 
 def _rounding(dtype: torch.dtype) -> Product:
     return lambda x, weight: (x @ weight.T).to(dtype).to(x.dtype)
+
+
+def experts_fp8_by_the_inverse() -> Rows:
+    """Activations times the inverse of their scale, which decides many a tie between two codes otherwise."""
+
+    def rounded(rows: Tensor) -> Tensor:
+        scale = R.quantize_activation(rows)[1].repeat_interleave(128, dim=-1)[:, : rows.shape[-1]]
+        codes = (rows.float() * (1 / scale)).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return codes.to(rows.dtype) * scale
+
+    def experts_fp8(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+        return experts_by(lambda rows, weight: rows @ weight.T, x, ids, weights, *rest, rounded=rounded)
+
+    return {"experts_fp8": experts_fp8}
 
 
 def experts_fp8_by_blocks() -> Rows:
