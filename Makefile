@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test check conformance gate prove peers clean
+.PHONY: run test check conformance gate prove peers compile-check clean
 
-run: $(INSTALLED)  ## first verdict: no GPU, no download of weights
-	$(BIN)/s35 run --quick
+run: $(INSTALLED)  ## first verdict, on the Triton engine: no GPU is needed, no download of weights
+	$(BIN)/s35 run --quick --engine=optimized
 
 test: $(INSTALLED)
 	$(BIN)/pytest tests conformance --engine=reference
@@ -28,6 +28,9 @@ prove: $(INSTALLED)  ## the whole catalogue: wrong engines, right ones, and atta
 peers: $(INSTALLED)  ## other implementations, compared and judged: transformers, mlx-lm; llama.cpp where it is installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/pytest tests/peers
+
+compile-check: $(INSTALLED)  ## every kernel for Hopper, Blackwell, DGX Spark and MI300, without any of them
+	$(BIN)/s35 compile-check
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,6 +1,7 @@
 """The Triton kernels as an engine under test: registered and judged exactly as a vendor's."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +32,15 @@ class OptimizedEngine:
         self.device: torch.device | str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """Every row, imported once it is known how its kernels run."""
+        """Every row, imported once it is known how its kernels run.
+
+        Raises:
+            ImportError: there is no Triton; it has packages for Linux only.
+        """
+        if importlib.util.find_spec("triton") is None:
+            raise ImportError(
+                "optimized: Triton is not installed (it is for Linux only); want it, or --engine reference"
+            )
         if torch.device(self.device).type == "cpu":
             interpret()
         return {row: getattr(importlib.import_module(f"{__package__}.ops.{row}"), row) for row in ROWS}

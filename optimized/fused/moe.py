@@ -134,7 +134,8 @@ def _decode(
     grid = (num_tokens * per_token, triton.cdiv(width, launch["BLOCK_F"]))
     _up_decode_kernel[grid](
         x_codes, x_scale, ids, gate.codes, up.codes, gate.scale, up.scale, inner, x_codes.stride(0), *gate.strides,
-        hidden_size, width, per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0, WHOLE=is_whole(hidden_size), **flags, **launch,
+        hidden_size, width, per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0,
+        WHOLE=is_whole(hidden_size), **flags, **launch,
     )  # fmt: skip
     launch = launch_for(f"{family}_down_decode", x.device, **sizes).options
     grid = (num_tokens, triton.cdiv(hidden_size, launch["BLOCK_D"]))

@@ -8,7 +8,7 @@ tile of D, which takes the groups of 128 inputs of all the token's experts in a 
 import triton
 import triton.language as tl
 
-from .moe_math import FP8, GROUP, INT4, INT4_WORDS, INT4_ZERO, TWO_TO_23, code_at, rounded_to_fp8, swiglu_of
+from .moe_math import FP8, GROUP, INT4, INT4_WORDS, INT4_ZERO, PLAIN, TWO_TO_23, code_at, rounded_to_fp8, swiglu_of
 
 REPLACES = ("swiglu", "mlp", "experts", "experts_fp8", "quantize_activation")
 
@@ -74,8 +74,8 @@ def group_sums(codes, parts, A, KIND: tl.constexpr):
 
 @triton.jit
 def lanes_of(KIND: tl.constexpr):
-    """Sums that are kept apart in each group until the end: all 128 where one scale serves a program's rows."""
-    return 1 if KIND == INT4 or KIND == INT4_WORDS else GROUP  # noqa: SIM109
+    """Sums that are kept apart in each group until the end: of FP8 all 128, as one scale serves a program's rows."""
+    return GROUP if KIND == FP8 else 1
 
 
 @triton.jit
@@ -85,23 +85,21 @@ def weighed(codes, x, x_scale, s_ptr, row, is_row, expert, group, is_group, stri
     Args:
         x: float32 [BLOCK_G, 128]; x_scale: [BLOCK_G], a factor of each group.
     """
-    if KIND == INT4 or KIND == INT4_WORDS:  # noqa: SIM109
-        sums = group_sums(codes, split_inputs(x, KIND), A, KIND)
-        sums *= load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride, KIND) * x_scale[None, :]
-        products = sums[:, :, None]
-    else:
-        if KIND == FP8:  # the rows of a program lie in one block of 128
-            at = s_ptr + tl.min(row, axis=0) // GROUP * stride + expert * stride_e + group
-            x_scale *= tl.load(at, mask=is_group, other=0.0).to(tl.float32)
+    if KIND == FP8:  # the rows of a program lie in one block of 128
+        at = s_ptr + tl.min(row, axis=0) // GROUP * stride + expert * stride_e + group
+        x_scale *= tl.load(at, mask=is_group, other=0.0).to(tl.float32)
         products = codes.to(tl.float32) * (x * x_scale[:, None])[None, :, :]
+    else:
+        sums = group_sums(codes, split_inputs(x, KIND), A, KIND) * x_scale[None, :]
+        if KIND != PLAIN:
+            sums *= load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride)
+        products = sums[:, :, None]
     return products
 
 
 @triton.jit
-def load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride, KIND: tl.constexpr):
-    """float32 [rows, BLOCK_G]; 0 outside."""
-    if KIND == FP8:
-        row = row // GROUP
+def load_scales(s_ptr, row, is_row, expert, group, is_group, stride_e, stride):
+    """Of int4, float32 [rows, BLOCK_G]; 0 outside."""
     at = row.to(tl.int64)[:, None] * stride + (expert * stride_e + group)[None, :]
     return tl.load(s_ptr + at, mask=is_row[:, None] & is_group[None, :], other=0.0).to(tl.float32)
 
