@@ -5,7 +5,7 @@ must return new, finite tensors of the shape and dtype that the reference return
 return finite logits of every new token, and count its tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,6 +59,35 @@ def guarded(op: str, process: EngineProcess) -> Operator:
         return checked[0] if len(checked) == 1 else tuple(checked)
 
     return call
+
+
+def on_repeated(
+    op: str, process: EngineProcess, inputs: Sequence[Any], repeated: Sequence[int], times: int, rows: Sequence[int]
+) -> Tensor:
+    """Run a row of an engine on ``inputs``, some of them repeated ``times`` times along their first axis.
+
+    The repetition is made in the engine's process: what is larger than 2**31 elements need not cross to it.
+
+    Args:
+        repeated: which of the inputs.
+        rows: of the result, that come back.
+
+    Returns:
+        [len(rows), ...] on the CPU.
+
+    Raises:
+        ConformanceError: the engine raised, or the result has not as many rows as the repeated inputs.
+    """
+    question = {"name": op, "inputs": list(inputs), "repeated": list(repeated), "times": times, "rows": list(rows)}
+    try:
+        answer = process.call("op_on_repeated", op, **question)
+    except Unsupported as refusal:
+        raise ConformanceError(f"{op}: raised NotImplementedError: {refusal}; want a result") from refusal
+    num_rows = times * len(inputs[repeated[0]])
+    if answer["shape"][:1] != [num_rows]:
+        raise ConformanceError(f"{op}: result has shape {answer['shape']}; want a tensor of {num_rows} rows")
+    output: Tensor = answer["output"]
+    return output
 
 
 @dataclass

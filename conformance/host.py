@@ -62,6 +62,23 @@ class Host:
         devices = [str(part.device) for part in tensors]
         return {"output": output, "storages": storages, "shares_memory": any(aliases), "devices": devices}
 
+    def op_on_repeated(
+        self, name: str, inputs: list[Any], repeated: list[int], times: int, rows: list[int]
+    ) -> dict[str, Any]:
+        """Run a row on inputs some of which are repeated along their first axis; some rows of the result, its shape.
+
+        What is made here crosses no process, so it may be larger than 2**31 elements.
+        """
+        device = torch.device(self.engine.device)
+        sent = [value.to(device) if isinstance(value, Tensor) else value for value in inputs]
+        for number in repeated:
+            sent[number] = sent[number].repeat(times, *[1] * (sent[number].ndim - 1))
+        with PoisonedAllocations():
+            output = self.engine.ops()[name](*sent)
+        if not isinstance(output, Tensor) or len(output) <= max(rows):
+            return {"output": output, "shape": []}
+        return {"output": output[torch.tensor(rows, device=output.device)], "shape": list(output.shape)}
+
     def _placed(self, value: Any, device: torch.device, storages: list[Tensor]) -> Any:
         """Copy an input to the engine's device, with guard bytes around it."""
         if isinstance(value, Fp8Weight):

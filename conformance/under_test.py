@@ -1,14 +1,16 @@
 """The engine under test, as the checks see it."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch import Tensor
 
 from reference.config import ModelConfig
 
-from .guard import GuardedModel, Operator, guarded
+from .guard import GuardedModel, Operator, guarded, on_repeated
 from .isolation import EngineProcess, Unsupported
 from .profiles import Profile, find_profile
 
@@ -36,6 +38,14 @@ class UnderTest:
         if name not in self.rows:
             self.refuses(name, f"{self.name} offers no {name}")
         return guarded(name, self.process)
+
+    def on_repeated(
+        self, name: str, inputs: Sequence[Any], repeated: Sequence[int], times: int, rows: Sequence[int]
+    ) -> Tensor:
+        """The guarded row of that name on inputs larger than what crosses to it, see ``guard.on_repeated``."""
+        if name not in self.rows:
+            self.refuses(name, f"{self.name} offers no {name}")
+        return on_repeated(name, self.process, inputs, repeated, times, rows)
 
     def model(self, checkpoint: Path) -> GuardedModel:
         """The loaded model, loaded once."""

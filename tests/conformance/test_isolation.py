@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conformance.engine import EngineError
-from conformance.guard import guarded
+from conformance.guard import guarded, on_repeated
 from conformance.isolation import EngineDiedError, EngineHungError, EngineProcess
 from conformance.tolerance import ConformanceError
 from conformance.wire import DTYPES, WireError, pack, unpack
@@ -146,3 +146,14 @@ def test_digests_are_of_what_crossed_and_repeat_themselves(start: Callable[..., 
     assert digests[0] == digests[1]
     assert digests[0]["inputs"] != digests[2]["inputs"]
     assert digests[0]["outputs"] != digests[2]["outputs"]
+
+
+def test_a_batch_that_is_too_large_to_send_is_repeated_in_the_engines_process(
+    start: Callable[..., EngineProcess],
+) -> None:
+    process = start("odd_engines:right")
+    rows = [0, 5, 8]
+    got = on_repeated("rms_norm", process, (X, WEIGHT, EPS), (0,), 3, rows)
+    assert torch.equal(got, Operators().rms_norm(X, WEIGHT, EPS)[[row % len(X) for row in rows]])
+    with pytest.raises(ConformanceError, match="rms_norm: result has shape"):
+        on_repeated("rms_norm", start("odd_engines:short"), (X, WEIGHT, EPS), (0,), 3, [0])
