@@ -15,12 +15,11 @@ A file holds, for each kernel, entries in order; the first whose conditions hold
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,34 +45,49 @@ class Launch:
     origin: str
 
 
-_is_fixed: ContextVar[bool] = ContextVar("is_fixed", default=False)
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for look-ups of now."""
+
+    is_fixed: bool = False
+    tried: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    file: str | None = None
+    notes: dict[str, Launch] | None = None
+
+
+_rules: ContextVar[_Rules] = ContextVar("rules", default=_Rules())  # noqa: B039 frozen
 
 
 @contextmanager
-def fixed_order() -> Iterator[None]:
-    """Deterministic mode: a configuration no longer depends on the number of tokens T.
+def _under(**changes: Any) -> Iterator[None]:
+    token = _rules.set(replace(_rules.get(), **changes))
+    try:
+        yield
+    finally:
+        _rules.reset(token)
 
-    A kernel then adds each row up in the same order and tiles, whatever comes with it: its bits depend neither on batch
-    nor on chunking.
+
+def fixed_order() -> AbstractContextManager[None]:
+    """Deterministic mode: configurations no longer depend on the number of tokens.
+
+    A kernel then adds each row up in the same order and tiles, whatever comes with it.
     """
-    token = _is_fixed.set(True)
-    try:
-        yield
-    finally:
-        _is_fixed.reset(token)
+    return _under(is_fixed=True)
 
 
-_tried: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar("tried", default=MappingProxyType({}))
-
-
-@contextmanager
-def trying(kernel: str, options: Mapping[str, Any]) -> Iterator[None]:
+def trying(kernel: str, options: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Launch a kernel with these options instead of the files'; for ``s35 tune``."""
-    token = _tried.set({**_tried.get(), kernel: options})
-    try:
-        yield
-    finally:
-        _tried.reset(token)
+    return _under(tried={**_rules.get().tried, kernel: options})
+
+
+def as_configured_by(file: str) -> AbstractContextManager[None]:
+    """Look up in this file, whatever the device; for ``s35 compile-check``."""
+    return _under(file=file)
+
+
+def noting(notes: dict[str, Launch]) -> AbstractContextManager[None]:
+    """Note each configuration that is looked up, by kernel; for ``s35 perf``."""
+    return _under(notes=notes)
 
 
 def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
@@ -86,11 +100,16 @@ def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> Launch:
     Raises:
         LookupError: the file has no entry for the kernel and these sizes.
     """
-    if kernel in _tried.get():
-        return Launch(_tried.get()[kernel], "on trial")
-    if _is_fixed.get():
+    rules = _rules.get()
+    if rules.is_fixed:
         sizes |= {name: size for name, size in FIXED.items() if name in sizes}
-    return _launch(kernel, _file_for(device.type, device.index), tuple(sizes.items()))
+    if kernel in rules.tried:
+        found = Launch(rules.tried[kernel], "on trial")
+    else:
+        found = _launch(kernel, rules.file or _file_for(device.type, device.index), tuple(sizes.items()))
+    if rules.notes is not None:
+        rules.notes[kernel] = found
+    return found
 
 
 @cache

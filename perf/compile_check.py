@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
+from optimized.launch import as_configured_by
+
 from .case import Case
 from .catalogue import select
 from .maker import Maker
 from .ops import bench_experts, fused
 
 TARGETS = Path(__file__).parent / "compile_targets.toml"
-FILE_CHOICE = "_file_for"  # of optimized.launch: which file a device's configurations come from
 MATRIX_INSTRUCTIONS = ("wgmma", "tcgen05.mma", "mma.sync", "v_mfma")
 
 
@@ -214,10 +215,9 @@ def compiling_for(target: Target, file: str) -> Iterator[list[tuple[str, Any]]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    launch = import_module("optimized.launch")
     compiled: list[tuple[str, Any]] = []
     used: set[Any] = set()
-    plain_run, plain_file = JITFunction.run, getattr(launch, FILE_CHOICE)
+    plain_run = JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         if self not in used:
@@ -229,12 +229,11 @@ def compiling_for(target: Target, file: str) -> Iterator[list[tuple[str, Any]]]:
 
     driver.set_active(_NamedTarget(GPUTarget(target.backend, target.arch, target.warp_size)))
     JITFunction.run = run
-    setattr(launch, FILE_CHOICE, lambda kind, index: file)
     try:
-        yield compiled
+        with as_configured_by(file):
+            yield compiled
     finally:
         JITFunction.run = plain_run
-        setattr(launch, FILE_CHOICE, plain_file)
         for function in used:
             function.device_caches.clear()
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from conformance.engine import Engine, find_engine, move
+from optimized.launch import Launch, noting
 
 from .case import Args, Case
 from .cost import Ceilings, floor
 from .maker import Maker
 from .ops import bench_experts, fused
-from .origin import recorded
 from .peers import Peer, peers_of
 from .result import Outcome, Result, blank
 from .timing import Timing, time_on_device
@@ -144,8 +144,9 @@ def _timed(
     ceilings: Ceilings,
 ) -> Result:
     """Check where there is a check, then time. A peer is timed unchecked and labelled so: it is a yardstick."""
+    launches: dict[str, Launch] = {}
     try:
-        with recorded() as launches:
+        with noting(launches):
             got = operator(*sets[0])
             torch.cuda.synchronize()
         error, checked = check(sets[0], got) if check else (0.0, "a peer: not checked")
@@ -160,6 +161,11 @@ def _timed(
     return _result(case, engine, timing, error, checked, len(sets), launches, ceilings)
 
 
+def _shown(launch: Launch) -> str:
+    options = " ".join(f"{name}={value}" for name, value in launch.options.items())
+    return f"{options} ({launch.origin.partition(':')[0]})"
+
+
 def _result(
     case: Case,
     engine: str,
@@ -167,7 +173,7 @@ def _result(
     error: float,
     checked: str,
     num_sets: int,
-    launches: Mapping[str, str],
+    launches: Mapping[str, Launch],
     ceilings: Ceilings,
 ) -> Result:
     least = floor(case.cost, ceilings, case.multiplies_in)
@@ -193,7 +199,7 @@ def _result(
         replays=timing.replays,
         sets=num_sets,
         cache=f"{'cold' if rotated > 2 * cache else 'in L2'}, {num_sets} sets",
-        launches=dict(launches),
+        launches={kernel: _shown(launch) for kernel, launch in launches.items()},
     )
 
 
