@@ -170,15 +170,15 @@ def _grouped(
     inner = torch.empty((slots.count, width), dtype=inner_dtype, device=device)
     scale = torch.empty((slots.count, num_groups(width)), dtype=torch.float32, device=device) if is_coded else None
     middle = Inputs(inner, scale, rounds=block.rounds)
-    _product(inputs, (block.gate, block.up), middle, slots, per_token, block.limit, launch)
+    product(inputs, (block.gate, block.up), middle, slots, per_token, block.limit, launch)
 
     parts = torch.empty((slots.count, hidden_size), dtype=x.dtype, device=device)
     launch = dict(launch_for(f"{family}_down", device, **sizes).options)
-    _product(middle, (block.down,), Inputs(parts), slots, 1, 0.0, launch)
+    product(middle, (block.down,), Inputs(parts), slots, 1, 0.0, launch)
     return parts if routing is None else _combined(parts, num_tokens, per_token)
 
 
-def _product(
+def product(
     x: Inputs,
     weights: tuple[Stored, ...],
     y: Inputs,

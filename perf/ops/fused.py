@@ -12,15 +12,17 @@ from ..agreement import compare, wide
 from ..case import Agreement, Args, Case, Draw
 from ..cost import Cost
 from ..maker import Maker
-from ..shapes import CONTEXTS, FEW_TOKENS, PREFILL_CONTEXT, published
-from . import bench_attention, bench_linear
+from ..shapes import CONTEXTS, FEW_TOKENS, PREFILL_CONTEXT, projections, published
+from . import bench_attention, bench_experts, bench_linear
 
 DECODE = "optimized.fused.decode_attention:decode_attention"
 DECODE_WORKSPACE = "optimized.fused.decode_attention:workspace_for"
 PREFILL = "optimized.fused.prefill_attention:prefill_attention"
 NORM_ROPE_CACHE = "optimized.fused.qk_norm_rope_cache:qk_norm_rope_cache"
+LINEAR_QUANTIZED = "optimized.fused.linear_quantized:linear_quantized"
 LM_HEAD_GREEDY = "optimized.fused.lm_head_greedy:lm_head_greedy"
 PAGE_SIZE = 64
+GROUP = 128  # inputs that share a scale
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -43,6 +45,7 @@ def cases() -> list[Case]:
         *(_decode(T, PREFILL_CONTEXT, sliding) for T in FEW_TOKENS),
         *(_norm_rope_cache(T, layer) for layer in (full, sliding) for T in FEW_TOKENS),
         *(_greedy(T) for T in FEW_TOKENS),
+        *(_linear_fp8(T, *widths) for widths in projections().values() for T in FEW_TOKENS),
         *(_prefill(PREFILL_CONTEXT, layer) for layer in (full, sliding)),
     ]
 
@@ -205,3 +208,36 @@ def _check_greedy(reference: Callable[..., Any], args: Args, got: Any) -> Agreem
     largest = logits.amax(dim=-1)
     missed = (largest - logits.gather(-1, got[:, None])[:, 0]) / (largest.abs() * 2.0**-7)
     return Agreement(float(missed.max()), "the chosen logits")
+
+
+def _linear_fp8(T: int, I: int, O: int) -> Case:  # noqa: E741
+    """FP8 weights of 128x128 blocks on activations rounded to FP8."""
+
+    def build(maker: Maker) -> Draw:
+        def draw() -> Args:
+            return maker.normal(T, I), maker.weight(O, I, format="fp8"), True
+
+        return draw
+
+    plain = bench_linear.cost(T, I, O)
+    cost = Cost(2 * T * (I + O) + O * I * bench_experts.BITS["fp8"] / 8, plain.flops)
+    return Case(
+        "linear_quantized",
+        f"T={T} I={I} O={O}",
+        "w8a8",
+        cost,
+        build,
+        _check_linear_fp8,
+        multiplies_in="fp8",
+        reference="quantize_activation",
+        fused=LINEAR_QUANTIZED,
+    )
+
+
+def _check_linear_fp8(reference: Callable[..., Any], args: Args, got: Any) -> Agreement:
+    """Every 61st output, from the codes of the activations."""
+    x, weight, _ = args
+    codes, scale = reference(x)
+    rounded = codes.double() * scale.double().repeat_interleave(GROUP, dim=-1)[..., : x.shape[-1]]
+    exact = rounded @ weight.dequantize(torch.float32)[::61].double().T
+    return compare(got[:, ::61], exact, "every 61st output", of_row=2.0**-3)  # ties of codes, see experts_fp8
