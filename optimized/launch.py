@@ -75,6 +75,11 @@ def fixed_order() -> AbstractContextManager[None]:
     return _under(is_fixed=True)
 
 
+def is_fixed_order() -> bool:
+    """Whether ``fixed_order`` holds: for kernels that share a device among sequences."""
+    return _rules.get().is_fixed
+
+
 def trying(kernel: str, options: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Launch a kernel with these options instead of the files'; for ``s35 tune``."""
     return _under(tried={**_rules.get().tried, kernel: options})

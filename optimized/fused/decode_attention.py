@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launch import launch_for
+from ..launch import is_fixed_order, launch_for
 from ..ops.attention import LOG2_E, MAX_HEAD_DIM, SMALLEST_TILE
 from ..ops.layout import require, require_float
 from .decode_attention_kernel import decode_attention_kernel
@@ -139,7 +139,8 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
     if window is not None:
         longest = min(longest, window + query_len - 1 + options["BLOCK_S"] - 1)
     most = triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), options["MIN_BLOCKS"])
-    splits = max(1, min(programs // max(batch * num_kv_heads, 1), most))
+    sharing = num_kv_heads * (1 if is_fixed_order() else max(batch, 1))  # what the device is shared by
+    splits = max(1, min(programs // sharing, most))
     options["BLOCK_V"] = triton.next_power_of_2(query_len * (num_heads // num_kv_heads))
     options["COMBINE_SPLITS"] = max(1, options.pop("COMBINE_ROWS") // options["BLOCK_V"])
     options |= {"BLOCK_R": rows, "BLOCK_H": max(SMALLEST_TILE, triton.next_power_of_2(head_dim))}

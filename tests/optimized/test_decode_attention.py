@@ -1,5 +1,7 @@
 """``decode_attention`` against the rows it replaces, over scattered pages whose unused slots hold NaN."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ if not torch.cuda.is_available():
 
 from optimized.fused import decode_attention as module
 from optimized.fused.decode_attention import Workspace, decode_attention, workspace_for
+from optimized.launch import fixed_order
 
 from .attention_cases import DEVICE, Pages, assert_attends, normal
 
@@ -102,6 +105,16 @@ def test_row_bits_do_not_depend_on_neighbours(window: int | None) -> None:
     got = attend(pages, q, window)
     q[2:], pages.context_lens[1] = 30, 77
     assert torch.equal(attend(pages, q, window)[:2], got[:2])
+
+
+def test_in_a_fixed_order_the_bits_of_a_sequence_do_not_depend_on_the_batch() -> None:
+    pages = Pages.of([200, 333, 64], 2, 32, 64, BF16)
+    q = normal(3, 6, 32, dtype=BF16, seed=1)
+    with fixed_order():
+        together = attend(pages, q, None)
+        for i in range(3):
+            alone = replace(pages, block_table=pages.block_table[i : i + 1], context_lens=pages.context_lens[i : i + 1])
+            assert torch.equal(attend(alone, q[i : i + 1], None), together[i : i + 1])
 
 
 def test_a_workspace_serves_call_after_call() -> None:

@@ -5,6 +5,7 @@ import torch
 from kernels import DEVICE
 
 from optimized.launch import DEFAULT, files, fixed_order, launch_for, read
+from optimized.ops.experts import experts
 from optimized.ops.linear import linear
 
 CPU = torch.device("cpu")
@@ -46,3 +47,19 @@ def test_in_a_fixed_order_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
         whole = linear(x, weight)
         pieces = torch.cat([linear(x[start : start + size], weight) for start, size in ((0, 1), (1, 4), (5, 35))])
     assert torch.equal(whole, pieces)
+
+
+def test_in_a_fixed_order_the_bits_of_a_token_do_not_depend_on_the_tokens_beside_it():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 136, generator=random)
+    gate, up, down = (torch.randn(7, *size, generator=random) / 12 for size in ((40, 136), (40, 136), (136, 40)))
+    tensors = [tensor.to(DEVICE, torch.bfloat16) for tensor in (x, gate, up, down)]
+    ids = torch.stack([torch.randperm(7, generator=random)[:3] for _ in range(24)]).to(DEVICE)
+    weights = torch.rand(24, 3, generator=random).to(DEVICE)
+    with fixed_order():
+        whole = experts(tensors[0], ids, weights, *tensors[1:], 7.0)
+        pieces = [
+            experts(tensors[0][rows], ids[rows], weights[rows], *tensors[1:], 7.0)
+            for rows in (slice(0, 1), slice(1, 6), slice(6, 24))
+        ]
+    assert torch.equal(whole, torch.cat(pieces))
