@@ -107,7 +107,7 @@ def test_rows_that_are_not_offered_are_shown_and_the_others_judged(tmp_path: Pat
 def test_an_unknown_engine_is_a_usage_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     judgement = judge(tmp_path / "checks.json", "conformance/", "--engine=no-such-engine")
     assert judgement.exit_code == 4
-    assert "engine: 'no-such-engine' is not registered; known: reference" in judgement.output
+    assert "engine: 'no-such-engine' is not registered; known: optimized, " in judgement.output
     assert "step35_suite.engines" in judgement.output
 
 
