@@ -71,13 +71,20 @@ class OracleModel:
         """
         plain = [_logits_and_scores(model, token_ids) for model in self._legal]
         logits = [one for one, _ in plain]
-        if not self.profile.is_narrow:
-            return logits
-        layers = [torch.stack(scores) for scores in zip(*(scores for _, scores in plain), strict=True)]
-        noise = [TIE_NOISE * (scores - scores.mean(dim=0)).square().mean().sqrt() for scores in layers]
-        random = torch.Generator().manual_seed(len(token_ids))
-        models = [self._legal[number % LEGAL_MODELS] for number in range(DECIDED_OTHERWISE)]
-        return logits + [_logits_with_noise(model, token_ids, noise, random) for model in models]
+        return logits + [_logits(model, token_ids) for model in self._otherwise([scores for _, scores in plain])]
+
+    def legal_passes(self, token_ids: list[int]) -> list[Model]:
+        """The models of ``legal_logits``, each for one pass over these tokens and whatever comes after it."""
+        return [*self._legal, *self._otherwise([_logits_and_scores(model, token_ids)[1] for model in self._legal])]
+
+    def _otherwise(self, scores: list[list[Tensor]]) -> list[Model]:
+        """Models that choose by noisy scores, of a narrow profile; ``scores`` [T, E] by evaluation and layer."""
+        if not self.profile.is_narrow or not scores[0]:
+            return []
+        layers = [torch.stack(one) for one in zip(*scores, strict=True)]
+        noise = [TIE_NOISE * (one - one.mean(dim=0)).square().mean().sqrt() for one in layers]
+        random = torch.Generator().manual_seed(layers[0].shape[1])
+        return [_with_noise(self._legal[n % LEGAL_MODELS], noise, random) for n in range(DECIDED_OTHERWISE)]
 
 
 def for_profile(ops: Operators, profile: Profile) -> Operators:
@@ -110,8 +117,8 @@ def _logits_and_scores(model: Model, token_ids: list[int]) -> tuple[Tensor, list
     return _logits(_with_router(model, router), token_ids), seen
 
 
-def _logits_with_noise(model: Model, token_ids: list[int], noise: list[Tensor], random: torch.Generator) -> Tensor:
-    """Logits of a model whose experts are chosen by noisy scores, and weighed by the right ones."""
+def _with_noise(model: Model, noise: list[Tensor], random: torch.Generator) -> Model:
+    """A model for one pass, whose experts are chosen by noisy scores, and weighed by the right ones."""
     layers = iter(noise)
 
     def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
@@ -121,7 +128,7 @@ def _logits_with_noise(model: Model, token_ids: list[int], noise: list[Tensor], 
         chosen = scores.gather(-1, ids)
         return ids, chosen / chosen.sum(dim=-1, keepdim=True) * scaling_factor
 
-    return _logits(_with_router(model, router), token_ids)
+    return _with_router(model, router)
 
 
 def _scores(x: Tensor, weight: Tensor) -> Tensor:

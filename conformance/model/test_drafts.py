@@ -17,7 +17,7 @@ from ..oracle import OracleModel
 from ..tolerance import ConformanceError, Envelope, bit_exact
 from ..under_test import UnderTest
 from . import tiny
-from .contexts import NUM_DRAFTS, legal_models, prompt, window_of
+from .contexts import NUM_DRAFTS, prompt, window_of
 from .loading import Load
 from .texts import Windows
 
@@ -42,7 +42,7 @@ def draft_logits_of(model: Model, token_ids: Sequence[int]) -> list[Tensor]:
 @cache
 def draft_envelopes(oracle: OracleModel, token_ids: tuple[int, ...]) -> list[Envelope]:
     """What each depth's logits may be; computed once for all checks."""
-    legal = [draft_logits_of(model, token_ids) for model in legal_models(oracle)]
+    legal = [draft_logits_of(model, token_ids) for model in oracle.legal_passes(list(token_ids))]
     exact = draft_logits_of(oracle.model, token_ids)
     return [Envelope([one[depth] for one in legal], exact[depth], medians=True) for depth in range(len(exact))]
 
