@@ -12,7 +12,6 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,6 @@ class Search:
         cases: beginnings of the names of the cases that are timed.
         values: of each option; every combination is a candidate.
         most: of candidates that are tried.
-        using: other kernels' options while this one is searched.
     """
 
     kernel: str
@@ -54,7 +52,6 @@ class Search:
     cases: tuple[str, ...]
     values: Mapping[str, Sequence[Any]]
     most: int = 48
-    using: Mapping[str, Options] | None = None
 
     def candidates(self) -> list[Options]:
         """A seeded sample of the combinations."""
@@ -97,8 +94,7 @@ def searches(kernels: Sequence[str]) -> list[Search]:
     """
     table = tomllib.loads(CANDIDATES.read_text(encoding="utf-8"))["search"]
     found = [
-        Search(one["kernel"], one.get("holds", {}), tuple(one["cases"]), one["try"], one.get("most", 48),
-               one.get("using"))
+        Search(one["kernel"], one.get("holds", {}), tuple(one["cases"]), one["try"], one.get("most", 48))
         for one in table
     ]  # fmt: skip
     unknown = [kernel for kernel in kernels if kernel not in {search.kernel for search in found}]
@@ -127,7 +123,7 @@ def tune(wanted: Sequence[Search], budget_s: float, say: Callable[[Tuned], None]
 def _run(search: Search, pool: Executor) -> Tuned | None:
     candidates, cases = search.candidates(), search.matching()
     parts = [candidates[start::COMPILERS] for start in range(COMPILERS)]
-    compile_part = partial(_try_all, search.kernel, cases[0].name, search.using or {})
+    compile_part = partial(_try_all, search.kernel, cases[0].name)
     works = [options for part in pool.map(compile_part, parts) for options in part]
     times: dict[int, list[float]] = {index: [] for index in range(len(works))}
     for case in cases:
@@ -142,7 +138,7 @@ def _run(search: Search, pool: Executor) -> Tuned | None:
     return Tuned(search, results, len(candidates) - len(results)) if results else None
 
 
-def _try_all(kernel: str, case_name: str, using: Mapping[str, Options], part: Sequence[Options]) -> list[Options]:
+def _try_all(kernel: str, case_name: str, part: Sequence[Options]) -> list[Options]:
     """Compile, run and check candidates in a process of its own; those that work."""
     from .sweep import reference_rows
 
@@ -155,7 +151,7 @@ def _try_all(kernel: str, case_name: str, using: Mapping[str, Options], part: Se
         reference = reference_rows("cuda")[case.reference_row]
         for options in part:
             try:
-                with _using({**using, kernel: options}):
+                with trying(kernel, options):
                     now = case.renew(args) if case.renew else args
                     got = operator(*now)
                 torch.cuda.synchronize()
@@ -184,18 +180,11 @@ def _time(
     renew: Callable[[Args], Args] | None,
 ) -> float:
     try:
-        with _using({**(search.using or {}), search.kernel: options}):
+        with trying(search.kernel, options):
             now = [renew(args) for args in sets] if renew else sets
             return time_calls(lambda copy: operator(*now[copy % len(now)]), len(now), GraphStopwatch(), REPLAYS).us
     except (CaptureError, RuntimeError):
         return math.inf
-
-
-def _using(options: Mapping[str, Options]) -> ExitStack:
-    stack = ExitStack()
-    for kernel, each in options.items():
-        stack.enter_context(trying(kernel, each))
-    return stack
 
 
 def merged(text: str, tuned: Sequence[Tuned], made: Mapping[str, str]) -> str:
