@@ -29,7 +29,7 @@ from hardware.profile import UnknownDeviceError, profile_for
 FIXED = {"T": 16, "R": 1_000_000, "rows_per_expert": 16}  # what kernels are told of a batch in a fixed order
 FOLDER = Path(__file__).parent / "launch_configs"
 CPU, DEFAULT = "generic_cpu", "default"
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Launch:
     """How to launch a kernel.
 
     Attributes:
-        options: constants of the kernel, ``num_warps`` and ``num_stages``; given to the kernel as they are.
+        options: constants of the kernel, and of its launch (``OPTIONS``); given to the kernel as they are.
         origin: the file, and how it was made.
     """
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from optimized.launch import trying
+from optimized.launch import OPTIONS, trying
 
 from .case import Args, Case
 from .catalogue import all_cases
@@ -207,7 +207,7 @@ def merged(text: str, tuned: Sequence[Tuned], made: Mapping[str, str]) -> str:
 
 
 def _conditions(entry: Options) -> Options:
-    return {key: value for key, value in entry.items() if not (key.isupper() or key in ("num_warps", "num_stages"))}
+    return {key: value for key, value in entry.items() if not (key.isupper() or key in OPTIONS)}
 
 
 def _lines(entry: Mapping[str, Any]) -> Iterator[str]:

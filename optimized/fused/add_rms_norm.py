@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..ops.layout import require, require_float, rows_of
 from ..ops.rms_norm import MAX_WIDTH
@@ -26,6 +27,7 @@ def _add_rms_norm_kernel(
     QUANTIZE: tl.constexpr,
     BLOCK_G: tl.constexpr,  # groups of 128, a power of two
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, BLOCK_G)
     d = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]

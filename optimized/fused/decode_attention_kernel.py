@@ -7,6 +7,9 @@ of the context, so the result does not depend on who was last.
 import triton
 import triton.language as tl
 
+from ..arrival import arrived_last
+from ..dependent_launch import begin_kernel
+
 
 @triton.jit
 def _page_of(table_ptr, block, context, s, PAGE_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
@@ -97,6 +100,7 @@ def decode_attention_kernel(
     BLOCK_V: tl.constexpr,  # power of two >= Q * G, without a smallest tile
     COMBINE_SPLITS: tl.constexpr,  # partial results in flight while they are combined
 ):
+    begin_kernel()
     head, split = tl.program_id(0), tl.program_id(1)  # heads first: programs that run together read whole rows
     b = tl.program_id(2).to(tl.int64)
     num_kv_heads, num_splits = tl.num_programs(0), tl.num_programs(1)
@@ -175,10 +179,7 @@ def decode_attention_kernel(
         log_sum = highest * scale + tl.log2(divisor)  # -inf where no key was seen
         tl.store(log_sums_ptr + own, log_sum)
         tl.store(partials_ptr + own[:, None] * BLOCK_H + h[None, :], y, mask=in_tile)
-        tl.debug_barrier()  # every thread has stored, before one of them says so
-        arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu")
-        if arrived == num_used - 1:
-            tl.store(arrivals_ptr + pair, 0)  # ready for the next launch
+        if arrived_last(arrivals_ptr + pair, num_used):
             v_r = tl.arange(0, BLOCK_V)  # only rows that hold a query: fewer bytes than the tile
             in_rows = v_r < Q * G
             in_result = in_rows[:, None] & (h < H)[None, :]

@@ -1,6 +1,6 @@
 """``linear`` on a quantised weight: FP8 in 128x128 blocks or int4 in groups, activations as they are or rounded to FP8.
 
-The kernel is that of the grouped experts, with one expert that has every row.
+The kernels are those of the experts, with one expert that has every row: ``moe_stream`` for few rows, ``moe_grouped``.
 """
 
 import torch
@@ -11,8 +11,8 @@ from reference.quantization import Fp8Weight, Int4Weight, QuantizedWeight
 from ..launch import launch_for
 from ..ops.layout import require, rows_of
 from ..ops.quantize_activation import quantize_activation
-from .moe import Inputs, Slots, product
-from .moe_stored import format_of, in_words, stored
+from .moe import Inputs, Slots, product, streamed
+from .moe_stored import format_of, stored
 
 REPLACES = ("quantize_activation", "linear")
 
@@ -41,14 +41,16 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
     require(len(weight.shape) == 2, op, "weight", weight.data, "[O, I]")
     num_outputs, num_inputs = weight.shape
     require(x.shape[-1] == num_inputs, op, "x", x, f"[..., {num_inputs}]")
-    held = in_words(stored(op, "weight", _stacked(weight), (1, num_outputs, num_inputs), rows))
+    held = stored(op, "weight", _stacked(weight), (1, num_outputs, num_inputs), rows)
     y = torch.empty((*x.shape[:-1], num_outputs), dtype=x.dtype, device=x.device)
     if y.numel() > 0:
         sizes: dict[str, int | str] = {"T": len(rows), "O": num_outputs, "I": num_inputs}
         sizes["format"] = format_of(rows, held, rounds)
         launch = dict(launch_for(op, x.device, **sizes).options)
-        slots = Slots(len(rows), launch.pop("BLOCK_R"), None, None)
         inputs = Inputs(*quantize_activation(rows), rounds=True) if rounds else Inputs(rows)
+        if launch.pop("PATH", "grouped") == "stream":
+            return streamed(inputs, held, x.dtype, None, launch).view(y.shape)
+        slots = Slots(len(rows), launch.pop("BLOCK_R"), None, None)
         product(inputs, (held,), Inputs(y.view(-1, num_outputs)), slots, 1, 0.0, launch)
     return y
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arrival import arrived_last
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..ops.layout import require, require_float, rows_of
 from ..workspace import counters
@@ -34,6 +36,7 @@ def _lm_head_greedy_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
+    begin_kernel()
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     t = tl.arange(0, BLOCK_T)
     v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -49,8 +52,7 @@ def _lm_head_greedy_kernel(
     here, place = tl.max(logits, axis=1, return_indices=True, return_indices_tie_break_left=True)
     tl.store(largest_ptr + t * tiles + tile, here, mask=t < T)
     tl.store(ids_ptr + t * tiles + tile, tile * BLOCK_V + place, mask=t < T)
-    tl.debug_barrier()  # every thread's values are written before the program counts itself
-    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == tiles - 1:
+    if arrived_last(arrived_ptr, tiles):
         largest = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
         chosen = tl.zeros((BLOCK_T,), dtype=tl.int32)
         for start in range(0, tiles, BLOCK_TILES):
@@ -64,7 +66,6 @@ def _lm_head_greedy_kernel(
             chosen = tl.where(best > largest, lowest, chosen)
             largest = tl.maximum(largest, best)
         tl.store(y_ptr + t, chosen.to(tl.int64), mask=t < T)
-        tl.store(arrived_ptr, 0)
 
 
 def lm_head_greedy(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Routed experts and gated blocks: which kernels run for how many tokens, by ``launch_configs``.
 
-    path "decode"   moe_decode: slots one by one, nothing is sorted; two launches, one more for FP8
+    path "decode"   moe_decode: weights as they are, slots one by one, nothing is sorted; two launches
+    path "stream"   moe_stream: the same for quantised weights, on tensor cores; two launches, one more for FP8
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
 
@@ -8,7 +9,7 @@ Each is deterministic: a token's bits depend on the path and its blocks, not on 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from ..launch import launch_for
 from ..ops.quantize_activation import quantize_activation
+from ..workspace import counters
 from . import moe_grouped as grouped
 from .moe_blocks import Blocks, blocks_of
 from .moe_decode import _down_decode_kernel, _up_decode_kernel
-from .moe_math import GROUP
-from .moe_stored import Stored, format_of, in_words, is_whole, num_groups
+from .moe_math import GROUP, PLAIN
+from .moe_stored import Stored, format_of, is_whole, num_groups
+from .moe_stream import _down_stream_kernel, _up_stream_kernel
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,9 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
     sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
-    gate, up = in_words(block.gate), in_words(block.up)
-    if gate.kind == up.kind:
-        block = replace(block, gate=gate, up=up)
-    block = replace(block, down=in_words(block.down))
     path = launch_for(family, x.device, **sizes).options
+    if path["PATH"] == "stream":
+        return _stream(family, x, block, routing, slots_per_token, sizes)
     if path["PATH"] == "decode":
         return _decode(family, x, block, routing, slots_per_token, sizes)
     return _grouped(family, x, block, routing, slots_per_token, sizes, path)
@@ -123,27 +124,76 @@ def _decode(
     family: str, x: Tensor, block: Gated, routing: Routing | None, per_token: int, sizes: Mapping[str, int | str]
 ) -> Tensor:
     (num_tokens, hidden_size), width = x.shape, block.width
+    if any(weight.kind != PLAIN.value for weight in (block.gate, block.up, block.down)):
+        raise LookupError(f"{family}: path 'decode' is for weights as they are; want 'stream' in launch_configs")
     inner = torch.empty((num_tokens * per_token, width), dtype=torch.float32, device=x.device)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     ids, weights = (x, x) if routing is None else (routing.ids, routing.weights)
-    flags = {"ROUTED": routing is not None, "ROUND": block.rounds}
-    gate, up, down = block.gate, block.up, block.down
-
-    x_codes, x_scale = quantize_activation(x) if block.rounds else (x, x)
     launch = launch_for(f"{family}_up_decode", x.device, **sizes).options
     grid = (num_tokens * per_token, triton.cdiv(width, launch["BLOCK_F"]))
     _up_decode_kernel[grid](
-        x_codes, x_scale, ids, gate.codes, up.codes, gate.scale, up.scale, inner, x_codes.stride(0), *gate.strides,
-        hidden_size, width, per_token, block.limit, KIND=gate.kind, CLAMP=block.limit > 0,
-        WHOLE=is_whole(hidden_size), **flags, **launch,
+        x, ids, block.gate.codes, block.up.codes, inner, x.stride(0), *block.gate.codes.stride()[:2], hidden_size,
+        width, per_token, block.limit, ROUTED=routing is not None, CLAMP=block.limit > 0, WHOLE=is_whole(hidden_size),
+        **launch,
     )  # fmt: skip
     launch = launch_for(f"{family}_down_decode", x.device, **sizes).options
     grid = (num_tokens, triton.cdiv(hidden_size, launch["BLOCK_D"]))
     _down_decode_kernel[grid](
-        inner, ids, weights, down.codes, down.scale, y, *down.strides, hidden_size, width, per_token, KIND=down.kind,
-        WHOLE=is_whole(width), **flags, **launch,
+        inner, ids, weights, block.down.codes, y, *block.down.codes.stride()[:2], hidden_size, width, per_token,
+        ROUTED=routing is not None, WHOLE=is_whole(width), **launch,
     )  # fmt: skip
     return y
+
+
+def _stream(
+    family: str, x: Tensor, block: Gated, routing: Routing | None, per_token: int, sizes: Mapping[str, int | str]
+) -> Tensor:
+    (num_tokens, hidden_size), width, device = x.shape, block.width, x.device
+    slots, groups = num_tokens * per_token, num_groups(width)
+    inner = torch.empty((slots, width), dtype=torch.float32 if block.rounds else x.dtype, device=device)
+    middle = Inputs(inner)
+    if block.rounds:
+        codes = torch.empty((slots, width), dtype=torch.float8_e4m3fn, device=device)
+        middle = Inputs(codes, torch.empty((slots, groups), dtype=torch.float32, device=device), rounds=True)
+    outer = Inputs(*quantize_activation(x), rounds=True) if block.rounds else Inputs(x)
+    ids = x if routing is None else routing.ids
+    programs, rows = (1, num_tokens) if routing is None else (slots, 1)
+    gate, up = block.gate, block.up
+    launch = launch_for(f"{family}_up_stream", device, **sizes).options
+    _up_stream_kernel[(programs, triton.cdiv(width, launch["BLOCK_F"]))](
+        outer.data, x if outer.scale is None else outer.scale, ids, gate.codes, up.codes, gate.scale, up.scale, inner,
+        middle.data, x if middle.scale is None else middle.scale, counters(device, programs * groups),
+        outer.data.stride(0), *gate.strides, hidden_size, width, per_token, rows, block.limit,
+        ROUTED=routing is not None, KIND=gate.kind, ROUND=block.rounds, CLAMP=block.limit > 0,
+        WHOLE=is_whole(hidden_size), COLUMNS=columns_for(rows), **launch,
+    )  # fmt: skip
+    launch = launch_for(f"{family}_down_stream", device, **sizes).options
+    return streamed(middle, block.down, x.dtype, routing, launch)
+
+
+def streamed(
+    x: Inputs, weight: Stored, dtype: torch.dtype, routing: Routing | None, launch: Mapping[str, Any]
+) -> Tensor:
+    """One launch of ``_down_stream_kernel``: [T, D] from rows [T A, F], added up over each token's experts."""
+    device, (num_rows, width), num_outputs = x.data.device, x.data.shape, weight.codes.shape[1]
+    num_tokens, per_token = (num_rows, 1) if routing is None else routing.ids.shape
+    ids, weights = (x.data, x.data) if routing is None else (routing.ids, routing.weights)
+    programs, rows = (1, num_tokens) if routing is None else (num_tokens, 1)
+    tiles, split = triton.cdiv(num_outputs, launch["BLOCK_D"]), launch["SPLIT"]
+    y = torch.empty((num_tokens, num_outputs), dtype=dtype, device=device)
+    parts = y if split == 1 else torch.empty((split, *y.shape), dtype=torch.float32, device=device)
+    _down_stream_kernel[(programs, tiles, split)](
+        x.data, x.data if x.scale is None else x.scale, ids, weights, weight.codes, weight.scale, y, parts,
+        counters(device, programs * tiles), x.data.stride(0), *weight.strides, num_outputs, width, per_token, rows,
+        y.numel(), ROUTED=routing is not None, KIND=weight.kind, ROUND=x.rounds, WHOLE=is_whole(width),
+        BLOCK_A=triton.next_power_of_2(per_token), COLUMNS=columns_for(rows), **launch,
+    )  # fmt: skip
+    return y
+
+
+def columns_for(rows: int) -> int:
+    """Of the narrow operand: the least that tensor cores take is 8."""
+    return max(8, triton.next_power_of_2(rows))
 
 
 def _grouped(

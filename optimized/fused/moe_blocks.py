@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 
 
@@ -31,6 +32,7 @@ def _count_slots_kernel(
     R,
     BLOCK: tl.constexpr,
 ):
+    begin_kernel()
     expert = tl.program_id(0)
     count = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, R, BLOCK):
@@ -52,6 +54,7 @@ def _place_slots_kernel(
     BLOCK_E: tl.constexpr,  # next power of two >= E
     BLOCK: tl.constexpr,
 ):
+    begin_kernel()
     expert = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)
     blocks = tl.cdiv(tl.load(counts_ptr + e, mask=e < E, other=0), HEIGHT)

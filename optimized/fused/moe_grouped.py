@@ -8,17 +8,15 @@ projection, whose results are weighed here and added up by ``_combine_kernel`` i
 import triton
 import triton.language as tl
 
+from ..dependent_launch import begin_kernel
 from .moe_math import (
     FP8,
     GROUP,
     INT4,
-    INT4_WORDS,
-    INT4_ZERO,
     PLAIN,
-    TWO_TO_23,
-    code_at,
     codes_of,
     group_scale,
+    int4_halves,
     rounded_to_fp8,
     swiglu_of,
 )
@@ -46,19 +44,6 @@ def scanned(ids_ptr, first, expert, R, BLOCK_R: tl.constexpr, BLOCK_ALL: tl.cons
 
 
 @triton.jit
-def unpacked(words, in_register, BLOCK_K: tl.constexpr):
-    """Words [outputs, BLOCK_K / 8] as codes less 8, float32 [outputs, BLOCK_K], in the order of the inputs."""
-    later = words >> 20
-    place_0, place_4 = code_at(words, in_register, 0), code_at(words, in_register, 4)
-    place_2, place_6 = code_at(words, in_register, 2), code_at(later, in_register, 1)
-    place_1, place_5 = code_at(words, in_register, 1), code_at(later, in_register, 0)
-    place_3, place_7 = code_at(words, in_register, 3), code_at(later, in_register, 2)
-    even = tl.join(tl.join(place_0, place_4), tl.join(place_2, place_6))
-    odd = tl.join(tl.join(place_1, place_5), tl.join(place_3, place_7))
-    return tl.reshape(tl.join(even, odd), (words.shape[0], BLOCK_K))  # joined last, counted first: k = 4 a + 2 b + c
-
-
-@triton.jit
 def dot(x, w, total, SWAP: tl.constexpr):
     """``total`` and the product, [rows, outputs], or [outputs, rows]: tensor cores take the taller operand first."""
     if x.dtype != w.dtype:
@@ -83,7 +68,6 @@ def add_product(
     K,
     w_stride_o,
     s_stride_o,
-    in_register,  # 0x4B000000
     KIND: tl.constexpr,
     X: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -91,25 +75,27 @@ def add_product(
     BLOCK_K: tl.constexpr,
 ):
     """Add the product with inputs k .. k + BLOCK_K; with scales, that is a group of 128."""
-    per_element: tl.constexpr = 2 if KIND == INT4 else 8 if KIND == INT4_WORDS else 1
+    per_element: tl.constexpr = 2 if KIND == INT4 else 1
     column = k // per_element + tl.arange(0, BLOCK_K // per_element)
     at = w_ptr + o[:, None] * w_stride_o + column[None, :]
-    nothing: tl.constexpr = 0 if per_element > 1 else 0.0
+    nothing: tl.constexpr = 0 if KIND == INT4 else 0.0
     if WHOLE:
         codes = tl.load(at, mask=is_output[:, None], other=nothing)
     else:
-        codes = tl.load(at, mask=is_output[:, None] & (column < K // per_element)[None, :], other=nothing)
+        codes = tl.load(at, mask=is_output[:, None] & (column * per_element < K)[None, :], other=nothing)
     if KIND == PLAIN:
         total = dot(x, codes, total, SWAP)
     else:
+        product = tl.zeros_like(total)  # of one group: scales are applied to the float32 sum
         if KIND == INT4:
-            codes = tl.join(codes & 15, codes >> 4).to(tl.float32) - INT4_ZERO
-            codes = tl.reshape(codes, (codes.shape[0], BLOCK_K))
-        elif KIND == INT4_WORDS:
-            codes = unpacked(codes, in_register, BLOCK_K)
-        if X == AS_IT_IS:
-            codes = codes.to(x.dtype)  # exact: at most four digits
-        product = dot(x, codes, tl.zeros_like(total), SWAP)  # of one group: scales are applied to the float32 sum
+            even, odd = int4_halves(codes)
+            if SWAP:  # two products spare the weights, the larger operand, a shuffle
+                x_even, x_odd = tl.split(tl.reshape(x, (x.shape[0], BLOCK_K // 2, 2)))
+                product = dot(x_even, even, dot(x_odd, odd, product, SWAP), SWAP)
+            else:
+                product = dot(x, tl.reshape(tl.join(even, odd), (codes.shape[0], BLOCK_K)), product, SWAP)
+        else:
+            product = dot(x, codes.to(x.dtype), product, SWAP)  # exact: at most four digits
         row = o // GROUP if KIND == FP8 else o
         scale = tl.load(s_ptr + row * s_stride_o + k // GROUP, mask=is_output, other=0.0).to(tl.float32)
         product *= scale[:, None] if SWAP else scale[None, :]
@@ -159,6 +145,7 @@ def _grouped_kernel(
     BLOCK_K: tl.constexpr,  # 128 unless the weight is plain
     BLOCKS_IN_L2: tl.constexpr,  # blocks of rows that run over all tiles of outputs together
 ):
+    begin_kernel()
     tiles = tl.cdiv(num_outputs, BLOCK_O)
     strip = tl.program_id(0) // (BLOCKS_IN_L2 * tiles) * BLOCKS_IN_L2
     in_strip = tl.program_id(0) % (BLOCKS_IN_L2 * tiles)
@@ -185,7 +172,6 @@ def _grouped_kernel(
     w_at, s_at = expert.to(tl.int64) * w_stride_e if ROWS != ALL else 0, expert * s_stride_e
     first = tl.zeros((BLOCK_O, BLOCK_R), tl.float32) if SWAP else tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
     second = first
-    in_register = TWO_TO_23 + (slots_per_row >> 31)  # the latter is 0
     for k in range(0, K, BLOCK_K):
         x_scale = 0.0
         column = k + tl.arange(0, BLOCK_K)
@@ -198,12 +184,12 @@ def _grouped_kernel(
             x_scale = tl.load(x_scale_ptr + row * scales_per_row + k // GROUP, mask=is_slot, other=0.0)
         first = add_product(
             first, first_ptr + w_at, first_scale_ptr + s_at, x, x_scale, o, is_output, k, K, w_stride_o,
-            s_stride_o, in_register, KIND, X, WHOLE, SWAP, BLOCK_K,
+            s_stride_o, KIND, X, WHOLE, SWAP, BLOCK_K,
         )  # fmt: skip
         if GATED:
             second = add_product(
                 second, second_ptr + w_at, second_scale_ptr + s_at, x, x_scale, o, is_output, k, K, w_stride_o,
-                s_stride_o, in_register, KIND, X, WHOLE, SWAP, BLOCK_K,
+                s_stride_o, KIND, X, WHOLE, SWAP, BLOCK_K,
             )  # fmt: skip
     y = swiglu_of(first, second, limit, CLAMP) if GATED else first
     if SWAP:
@@ -227,6 +213,7 @@ def _combine_kernel(
     A,
     BLOCK_D: tl.constexpr,
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)

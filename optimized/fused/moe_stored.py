@@ -9,7 +9,7 @@ from torch import Tensor
 from reference.quantization import Fp8Weight, Int4Weight, QuantizedWeight
 
 from ..ops.layout import FLOATS, require
-from .moe_math import FP8, GROUP, INT4, INT4_WORDS, PLAIN
+from .moe_math import FP8, GROUP, INT4, PLAIN
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Stored:
     Attributes:
         codes: [E, O, I], or [E, O, I / 2] bytes of int4; unit stride along inputs.
         scale: [E, ceil(O / 128), ceil(I / 128)] of FP8, [E, O, ceil(I / 128)] of int4, contiguous; else ``codes``.
-        kind: PLAIN, FP8, INT4 or INT4_WORDS.
+        kind: PLAIN, FP8 or INT4.
     """
 
     codes: Tensor
@@ -53,15 +53,6 @@ def stored(op: str, name: str, weight: Tensor | QuantizedWeight, shape: tuple[in
     require(codes.device == x.device, op, name, codes, f"a tensor on {x.device}")
     require(codes.shape[-1] == width and (codes.stride(-1) == 1 or width == 1), op, name, codes, "unit stride")
     return Stored(codes, scale if kind == PLAIN.value else scale.contiguous(), kind)
-
-
-def in_words(weight: Stored) -> Stored:
-    """The same with eight int4 codes to an int32, where rows are whole words; kernels unpack those in half the time."""
-    codes = weight.codes
-    is_whole = codes.data_ptr() % 4 == 0 and all(size % 4 == 0 for size in (codes.shape[-1], *codes.stride()[:2]))
-    if weight.kind != INT4.value or not is_whole:
-        return weight
-    return Stored(codes.view(torch.int32), weight.scale, INT4_WORDS.value)
 
 
 def require_alike(op: str, gate: Stored, up: Stored) -> None:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..ops.layout import require, require_float
 from ..ops.rope import cos_sin
@@ -65,6 +66,7 @@ def _qk_norm_rope_cache_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,  # next power of two >= H
 ):
+    begin_kernel()
     q_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     k_blocks: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)

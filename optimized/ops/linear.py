@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arrival import arrived_last
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..workspace import counters
 from .layout import require, require_float, rows_of
@@ -34,6 +36,7 @@ def _linear_kernel(
     IS_SPLIT: tl.constexpr,  # into as many parts as there are programs along axis 1
     GROUP_T: tl.constexpr,  # tiles of rows that go through one tile of outputs together: the weight stays in L2
 ):
+    begin_kernel()
     tiles_t, tiles_o = tl.cdiv(T, BLOCK_T), tl.cdiv(O, BLOCK_O)
     tile = tl.program_id(0)
     group = tile // (GROUP_T * tiles_o)
@@ -61,14 +64,12 @@ def _linear_kernel(
         tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(parts_ptr + part.to(tl.int64) * part_size + at, total, mask=inside)
-        tl.debug_barrier()  # every thread's part is written before the program counts itself
-        if tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == parts - 1:
+        if arrived_last(arrived_ptr + tile, parts):
             y = tl.zeros((BLOCK_T, BLOCK_O), dtype=tl.float32)
             for _ in range(parts):
                 y += tl.load(parts_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
                 parts_ptr += part_size
             tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
-            tl.store(arrived_ptr + tile, 0)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

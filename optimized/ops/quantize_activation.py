@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..fused.moe_math import GROUP, codes_of, group_scale
 from ..launch import launch_for
 from .layout import require, rows_of
@@ -21,6 +22,7 @@ def _quantize_activation_kernel(
     D,
     BLOCK_G: tl.constexpr,
 ):
+    begin_kernel()
     group = tl.program_id(0).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
     t, d = group // groups_per_row, (group % groups_per_row)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     is_there = (group[:, None] < num_groups) & (d < D)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, rows_of
 
@@ -21,6 +22,7 @@ def _rms_norm_kernel(
     eps,
     BLOCK_D: tl.constexpr,  # next power of two >= D
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)  # int64 first: t * stride leaves int32 past 2**31 elements
     d = tl.arange(0, BLOCK_D)
     in_row = d < D
