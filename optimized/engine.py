@@ -1,16 +1,21 @@
-"""The Triton kernels as an engine under test: registered and judged exactly as a vendor's."""
+"""The Triton kernels and the model that is built on them, as an engine under test: judged exactly as a vendor's."""
 
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .interpreter import interpret
 
+if TYPE_CHECKING:
+    from .model import OptimizedModel
+
 PROFILES = ("float32", "bf16", "fp8", "w8a16", "w4a16")
+NUM_CONTEXTS = 40  # at a time, of a model that is loaded to be judged
+CACHE_CONTEXTS = 8  # whole contexts that its pages hold together, where memory allows
 ROWS = (
     *("embedding", "rms_norm", "qk_norm", "rope", "attention", "head_gate", "linear", "swiglu", "mlp", "router"),
     *("experts", "experts_fp8", "quantize_activation", "mtp_input", "sampling", "draw", "accept_draft"),
@@ -37,17 +42,36 @@ class OptimizedEngine:
         Raises:
             ImportError: there is no Triton; it has packages for Linux only.
         """
+        self._prepare()
+        return {row: getattr(importlib.import_module(f"{__package__}.ops.{row}"), row) for row in ROWS}
+
+    def load_model(self, checkpoint: Path) -> "OptimizedModel":
+        """Load a checkpoint in the published format, with caches for a handful of contexts.
+
+        Raises:
+            ConfigError, CheckpointError: it is not one.
+            ValueError: what is left of the device's memory holds no cache; the message says what would fit.
+        """
+        self._prepare()
+        from reference.checkpoint import Checkpoint
+
+        from .loading import Wanted, load
+
+        wanted = Wanted(NUM_CONTEXTS, CACHE_CONTEXTS)
+        return load(Checkpoint(checkpoint), self.profile, self.device, wanted)
+
+    def _prepare(self) -> None:
+        """Know how kernels run, before they are imported.
+
+        Raises:
+            ImportError: there is no Triton; it has packages for Linux only.
+        """
         if importlib.util.find_spec("triton") is None:
             raise ImportError(
                 "optimized: Triton is not installed (it is for Linux only); want it, or --engine reference"
             )
         if torch.device(self.device).type == "cpu":
             interpret()
-        return {row: getattr(importlib.import_module(f"{__package__}.ops.{row}"), row) for row in ROWS}
-
-    def load_model(self, checkpoint: Path) -> NoReturn:
-        """Not yet: the rows can be judged, a whole model cannot."""
-        raise NotImplementedError("operators only: the engine's model is not built yet")
 
 
 engine = OptimizedEngine("optimized", "bf16")
