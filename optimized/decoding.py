@@ -51,18 +51,21 @@ class Decoder:
 
     Args:
         captures: into a CUDA graph, at the first step; all graphs of a model share ``pool``.
+
+    Attributes:
+        graph: one step, once it is captured.
     """
 
     def __init__(self, rows: Rows, captures: bool, pool: Any | None = None) -> None:
         self.rows, self._captures, self._pool = rows, captures, pool
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def step(self) -> Fetched:
         """One step of every row that does not rest."""
-        if self._captures and self._graph is None:
-            self._graph = self._capture()
-        if self._graph is not None:
-            self._graph.replay()
+        if self._captures and self.graph is None:
+            self.graph = self._capture()
+        if self.graph is not None:
+            self.graph.replay()
         else:
             self.rows.step()
         return Fetched(self.rows.record)

@@ -11,7 +11,10 @@ import torch
 from .interpreter import interpret
 
 if TYPE_CHECKING:
+    from reference.config import ModelConfig
+
     from .model import OptimizedModel
+    from .synthetic import SyntheticModel
 
 PROFILES = ("float32", "bf16", "fp8", "w8a16", "w4a16")
 NUM_CONTEXTS = 40  # at a time, of a model that is loaded to be judged
@@ -59,6 +62,21 @@ class OptimizedEngine:
 
         wanted = Wanted(NUM_CONTEXTS, CACHE_CONTEXTS)
         return load(Checkpoint(checkpoint), self.profile, self.device, wanted)
+
+    def synthetic_model(
+        self, config: "ModelConfig", format: str, seed: int = 0, correlation: float = 0.0
+    ) -> "SyntheticModel":
+        """A model of a geometry with random weights, made on the device; what ``s35 perf model`` measures.
+
+        Raises:
+            ValueError: an unknown format, or too little memory.
+        """
+        self._prepare()
+        from .loading import with_index
+        from .synthetic import SyntheticModel, synthetic_weights
+
+        device = with_index(torch.device(self.device))
+        return SyntheticModel(*synthetic_weights(config, format, device, seed, correlation))
 
     def _prepare(self) -> None:
         """Know how kernels run, before they are imported.

@@ -40,7 +40,7 @@ def load(
         CheckpointError: a tensor that no layer takes.
         ValueError: the caches do not fit; the message says what would.
     """
-    weights = load_weights(checkpoint, PROFILES[profile], _with_index(torch.device(device)))
+    weights = load_weights(checkpoint, PROFILES[profile], with_index(torch.device(device)))
     return model_of(weights, wanted or Wanted())
 
 
@@ -78,7 +78,7 @@ def free_bytes(device: torch.device) -> int:
     return free - KEPT_FREE_BYTES
 
 
-def _with_index(device: torch.device) -> torch.device:
+def with_index(device: torch.device) -> torch.device:
     """``cuda`` is the current CUDA device."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

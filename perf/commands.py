@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BUDGET_S = 60.0
+MODEL_BUDGET_S = 200.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.command == "perf":
-        return {"ops": _run_ops, "page": _run_page}[args.what](args)
+        return {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what](args)
     return {"tune": _run_tune, "compile-check": _run_compile_check}[args.command](args)
 
 
@@ -36,6 +37,23 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     ops.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help="seconds, then stop (default: 60)")
     ops.add_argument("--json", action="store_true", help="print one JSON object")
     ops.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
+
+    model = what.add_parser("model", help="time the whole model of a geometry", allow_abbrev=False)
+    model.description = (
+        "Make a geometry with random weights on the device and time its steps beside the bytes that they cannot avoid "
+        "reading. Exit code 0: all timed, 5: something was not measured."
+    )
+    model.add_argument("--weights", choices=["synthetic"], default="synthetic", help="random, made on the device")
+    model.add_argument("--config", type=Path, required=True, metavar="FILE", help="a config.json, or its folder")
+    model.add_argument("--format", choices=["int4", "fp8", "bf16"], default="int4", help="of experts (default: int4)")
+    model.add_argument("--correlation", type=float, default=0.0, help="of tokens' choices; 0, the default: uniform")
+    model.add_argument("--engine", default="optimized", help="registered name or module:attribute (default: optimized)")
+    model.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu shows that it runs (default: cuda)")
+    model.add_argument("--only", action="append", default=[], metavar="TEXT", help="scenarios whose name has this")
+    model.add_argument("--budget", type=float, default=MODEL_BUDGET_S, metavar="S", help="seconds (default: 200)")
+    model.add_argument("--seed", type=int, default=0)
+    model.add_argument("--json", action="store_true", help="print one JSON object")
+    model.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
 
     shown = what.add_parser("page", help="a record of `perf ops` as Markdown", allow_abbrev=False)
     shown.add_argument("record", type=Path, metavar="FILE.json", help="what `perf ops --out` wrote")
@@ -103,6 +121,67 @@ def _run_ops(args: Namespace) -> int:
         return ExitCode.FAIL
     missing = Outcome.NOT_MEASURED in outcomes or Outcome.TIMED not in outcomes
     return ExitCode.INCONCLUSIVE if missing else ExitCode.PASS
+
+
+def _run_model(args: Namespace) -> int:
+    import dataclasses
+    import json
+    import sys
+    import time
+    from datetime import UTC, datetime
+
+    import torch
+
+    from conformance.engine import find_engine, move
+    from hardware.identify import identify
+    from reference.config import ModelConfig
+    from reports.verdict import ExitCode
+
+    from .ceilings import measure_ceilings
+    from .model import CPU_SCENARIOS, GPU_SCENARIOS, ModelResult, measure_all, speculation, table
+
+    started = time.monotonic()
+    engine, config = find_engine(args.engine), ModelConfig.from_file(args.config)
+    move(engine, args.device)
+    make = getattr(engine, "synthetic_model", None)
+    if make is None:
+        raise ValueError(f"engine: {args.engine} has no synthetic_model; want one that makes random weights itself")
+    on_gpu = torch.device(args.device).type == "cuda"
+    ceilings = measure_ceilings() if on_gpu else None
+    model = make(config, args.format, args.seed, args.correlation)
+    if on_gpu:
+        torch.cuda.synchronize()
+    made_s = time.monotonic() - started
+    scenarios = GPU_SCENARIOS if on_gpu else CPU_SCENARIOS
+    wanted = [one for one in scenarios if not args.only or any(text in one.name for text in args.only)]
+
+    def say(result: ModelResult) -> None:
+        if not args.json:
+            print(table([result]).splitlines()[1], file=sys.stderr, flush=True)  # progress
+
+    left_s = args.budget - made_s
+    results = measure_all(model, config, args.format, wanted, args.device, ceilings, left_s, say)
+    drafts = speculation(results)
+    record = {
+        "kind": "perf model",
+        "command": ["s35", *_without_place(args.words)],
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": dataclasses.asdict(identify(args.device)),
+        "ceilings": dataclasses.asdict(ceilings) if ceilings else None,
+        "model": dataclasses.asdict(model.description) | {"weight_bytes": model.weight_bytes, "made_s": made_s},
+        "results": [dataclasses.asdict(result) for result in results],
+        "speculation": drafts,
+    }
+    text = json.dumps(record, indent=2)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text if args.json else table(results))
+    if not args.json:
+        for row in drafts:
+            print(f"{row['name']}: pays from {row['break_even_tokens_per_step']:.2f} tokens a step; tokens/s at "
+                  f"{', '.join(f'{n}: {rate:.0f}' for n, rate in row['tokens_per_s_at_length'].items())}")  # fmt: skip
+    is_whole = all(result.ms is not None for result in results)
+    return ExitCode.PASS if is_whole and on_gpu else ExitCode.INCONCLUSIVE
 
 
 def _run_page(args: Namespace) -> int:

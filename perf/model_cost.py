@@ -1,0 +1,138 @@
+"""The bytes that a step of the whole model cannot avoid reading, and the arithmetic of a prompt, by formula."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reference.config import LayerConfig, ModelConfig
+from reference.quantization import weight_bytes
+
+from .cost import Cost
+
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Formats of routed experts and of every other matrix; None is bfloat16. Routers and the embedding are bfloat16."""
+
+    experts: str | None
+    rest: str | None
+
+
+FORMATS = {"int4": Stored("int4", "fp8"), "fp8": Stored("fp8", "fp8"), "bf16": Stored(None, None)}
+
+
+def matrix_bytes(format: str | None, *shape: int) -> int:
+    """Bytes of a weight [..., O, I], scales included."""
+    if format is not None:
+        return weight_bytes(format, shape)
+    total = BF16_BYTES
+    for size in shape:
+        total *= size
+    return total
+
+
+def step_bytes(
+    config: ModelConfig, stored: Stored, batch: int, context: int, num_drafts: int, distinct: Sequence[float]
+) -> dict[str, float]:
+    """What one step reads, by what it is: each weight that is used once, each cached key and value once a sequence.
+
+    Args:
+        context: tokens of each sequence, those of the step included.
+        num_drafts: d: d + 1 tokens of each sequence are verified, then d depths draft.
+        distinct: experts that the step's tokens choose together, for each layer that has them.
+    """
+    query_len = num_drafts + 1
+    parts: dict[str, float] = {"attention": 0, "dense": 0, "shared": 0, "router": 0, "experts": 0}
+    parts |= {"kv_full": 0, "kv_sliding": 0}
+    chosen = iter(distinct)
+    for layer in config.layers:
+        parts["attention"] += attention_bytes(layer, stored.rest)
+        parts[kv_kind(layer)] += batch * kv_bytes(layer, context, query_len)
+        if layer.is_moe:
+            shape = (layer.intermediate_size, layer.hidden_size)
+            one = 2 * matrix_bytes(stored.experts, *shape) + matrix_bytes(stored.experts, *shape[::-1])
+            parts["experts"] += next(chosen) * one
+            parts["router"] += matrix_bytes(None, layer.num_experts, layer.hidden_size)
+            parts["shared"] += mlp_bytes(layer, layer.shared_expert_intermediate_size, stored.rest)
+        else:
+            parts["dense"] += mlp_bytes(layer, layer.intermediate_size, stored.rest)
+    head = matrix_bytes(stored.rest, config.vocab_size, config.hidden_size)
+    parts["head"] = head
+    parts["embedding"] = batch * query_len * config.hidden_size * BF16_BYTES
+    if num_drafts:
+        parts["drafts"] = sum(
+            attention_bytes(layer, stored.rest)
+            + mlp_bytes(layer, layer.intermediate_size, stored.rest)
+            + matrix_bytes(stored.rest, config.hidden_size, 2 * config.hidden_size)
+            + batch * kv_bytes(layer, context, query_len + depth)
+            + head
+            for depth, layer in enumerate(config.mtp_layers[:num_drafts])
+        )
+    return parts
+
+
+def attention_bytes(layer: LayerConfig, format: str | None) -> int:
+    """The projections of one layer's attention."""
+    heads, kv_heads, head_dim = layer.num_attention_heads, layer.num_key_value_heads, layer.head_dim
+    outputs = (heads + 2 * kv_heads) * head_dim + heads
+    return matrix_bytes(format, outputs, layer.hidden_size) + matrix_bytes(format, layer.hidden_size, heads * head_dim)
+
+
+def mlp_bytes(layer: LayerConfig, width: int, format: str | None) -> int:
+    """Gate, up and down of one block."""
+    hidden = layer.hidden_size
+    return 2 * matrix_bytes(format, width, hidden) + matrix_bytes(format, hidden, width)
+
+
+def kv_bytes(layer: LayerConfig, context: int, query_len: int) -> int:
+    """Keys and values that one sequence's new tokens see in a layer."""
+    seen = context if layer.sliding_window is None else min(context, layer.sliding_window + query_len - 1)
+    return seen * 2 * layer.num_key_value_heads * layer.head_dim * BF16_BYTES
+
+
+def kv_kind(layer: LayerConfig) -> str:
+    return "kv_full" if layer.sliding_window is None else "kv_sliding"
+
+
+def prefill_cost(config: ModelConfig, stored: Stored, start: int, num_tokens: int) -> Cost:
+    """A chunk of a prompt after ``start`` tokens, with one row of logits: flops of products, bytes of weights.
+
+    Every expert is read: a chunk's tokens choose all of them together.
+    """
+    distinct = [float(layer.num_experts) for layer in config.layers if layer.is_moe]
+    flops = 2.0 * config.vocab_size * config.hidden_size
+    for layer in config.layers:
+        flops += num_tokens * 2.0 * _parameters_of_a_token(layer)
+        pairs = attended_pairs(start, num_tokens, layer.sliding_window)
+        flops += 4.0 * pairs * layer.num_attention_heads * layer.head_dim
+    read = step_bytes(config, stored, 1, start + num_tokens, 0, distinct)
+    return Cost(sum(read.values()), flops)
+
+
+def attended_pairs(start: int, num_tokens: int, window: int | None) -> float:
+    """Pairs of a query and a key that it sees."""
+    last = start + num_tokens
+    if window is None:
+        return (last * (last + 1) - start * (start + 1)) / 2
+    short = max(min(last, window) - start, 0)  # queries that see everything before them
+    return (short * (2 * start + short + 1)) / 2 + (num_tokens - short) * window
+
+
+def _parameters_of_a_token(layer: LayerConfig) -> float:
+    hidden = layer.hidden_size
+    heads, kv_heads, head_dim = layer.num_attention_heads, layer.num_key_value_heads, layer.head_dim
+    attention = hidden * ((2 * heads + 2 * kv_heads) * head_dim + heads)
+    if not layer.is_moe:
+        return attention + 3 * hidden * layer.intermediate_size
+    widths = layer.num_experts_per_tok * layer.intermediate_size + layer.shared_expert_intermediate_size
+    return attention + 3 * hidden * widths + hidden * layer.num_experts
+
+
+def expected_distinct(config: ModelConfig, num_tokens: int) -> Mapping[int, float]:
+    """Distinct experts of independent, uniform choices, by layer."""
+    return {
+        layer.index: layer.num_experts * (1 - (1 - layer.num_experts_per_tok / layer.num_experts) ** num_tokens)
+        for layer in config.layers
+        if layer.is_moe
+    }
