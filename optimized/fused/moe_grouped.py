@@ -15,6 +15,7 @@ from .moe_math import (
     INT4,
     PLAIN,
     codes_of,
+    fp8_to_bf16,
     group_scale,
     int4_halves,
     rounded_to_fp8,
@@ -95,6 +96,8 @@ def add_product(
             else:
                 product = dot(x, tl.reshape(tl.join(even, odd), (codes.shape[0], BLOCK_K)), product, SWAP)
         else:
+            if x.dtype == tl.bfloat16:
+                codes = fp8_to_bf16(codes)
             product = dot(x, codes.to(x.dtype), product, SWAP)  # exact: at most four digits
         row = o // GROUP if KIND == FP8 else o
         scale = tl.load(s_ptr + row * s_stride_o + k // GROUP, mask=is_output, other=0.0).to(tl.float32)

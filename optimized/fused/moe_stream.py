@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..arrival import arrived_last
 from ..dependent_launch import begin_kernel
-from .moe_math import FP8, GROUP, INT4, codes_of, group_scale, int4_halves, swiglu_of
+from .moe_math import FP8, GROUP, INT4, codes_of, fp8_to_bf16, group_scale, int4_halves, swiglu_of
 
 REPLACES = ("linear", "swiglu", "mlp", "experts", "experts_fp8", "quantize_activation")
 
@@ -65,7 +65,10 @@ def groups_product(
         product = dot_wide(even, x_even) + dot_wide(odd, x_odd)
     else:
         at = w_ptr + w_at[:, None, None] + o[None, :, None] * w_stride + k[:, None, :]
-        product = dot_wide(tl.load(at, mask=is_output[None, :, None] & is_input[:, None, :], other=0.0), x)
+        codes = tl.load(at, mask=is_output[None, :, None] & is_input[:, None, :], other=0.0)
+        if x.dtype == tl.bfloat16:
+            codes = fp8_to_bf16(codes)
+        product = dot_wide(codes, x)
     return product
 
 

@@ -12,7 +12,7 @@ from ..agreement import compare, wide
 from ..case import Agreement, Args, Case, Draw
 from ..cost import Cost
 from ..maker import Maker
-from ..shapes import CONTEXTS, FEW_TOKENS, PREFILL_CONTEXT, projections, published
+from ..shapes import CONTEXTS, FEW_TOKENS, PREFILL_CONTEXT, PREFILL_TOKENS, projections, published
 from . import bench_attention, bench_experts, bench_linear
 
 DECODE = "optimized.fused.decode_attention:decode_attention"
@@ -46,6 +46,8 @@ def cases() -> list[Case]:
         *(_norm_rope_cache(T, layer) for layer in (full, sliding) for T in FEW_TOKENS),
         *(_greedy(T) for T in FEW_TOKENS),
         *(_linear_fp8(T, *widths) for widths in projections().values() for T in FEW_TOKENS),
+        *(_linear_fp8(T, *widths, rounds=False) for widths in projections().values() for T in FEW_TOKENS),
+        _linear_fp8(PREFILL_TOKENS[0], *projections()["sliding qkv"], rounds=False),
         *(_prefill(PREFILL_CONTEXT, layer) for layer in (full, sliding)),
     ]
 
@@ -210,12 +212,12 @@ def _check_greedy(reference: Callable[..., Any], args: Args, got: Any) -> Agreem
     return Agreement(float(missed.max()), "the chosen logits")
 
 
-def _linear_fp8(T: int, I: int, O: int) -> Case:  # noqa: E741
-    """FP8 weights of 128x128 blocks on activations rounded to FP8."""
+def _linear_fp8(T: int, I: int, O: int, rounds: bool = True) -> Case:  # noqa: E741
+    """FP8 weights of 128x128 blocks on activations rounded to FP8, or on bf16 ones."""
 
     def build(maker: Maker) -> Draw:
         def draw() -> Args:
-            return maker.normal(T, I), maker.weight(O, I, format="fp8"), True
+            return maker.normal(T, I), maker.weight(O, I, format="fp8"), rounds
 
         return draw
 
@@ -224,20 +226,22 @@ def _linear_fp8(T: int, I: int, O: int) -> Case:  # noqa: E741
     return Case(
         "linear_quantized",
         f"T={T} I={I} O={O}",
-        "w8a8",
+        "w8a8" if rounds else "w8a16",
         cost,
         build,
         _check_linear_fp8,
-        multiplies_in="fp8",
+        multiplies_in="fp8" if rounds else "bf16",
         reference="quantize_activation",
         fused=LINEAR_QUANTIZED,
     )
 
 
 def _check_linear_fp8(reference: Callable[..., Any], args: Args, got: Any) -> Agreement:
-    """Every 61st output, from the codes of the activations."""
-    x, weight, _ = args
-    codes, scale = reference(x)
-    rounded = codes.double() * scale.double().repeat_interleave(GROUP, dim=-1)[..., : x.shape[-1]]
-    exact = rounded @ weight.dequantize(torch.float32)[::61].double().T
+    """Every 61st output, from the codes of the activations where they are rounded."""
+    x, weight, rounds = args
+    rows = x.double()
+    if rounds:
+        codes, scale = reference(x)
+        rows = codes.double() * scale.double().repeat_interleave(GROUP, dim=-1)[..., : x.shape[-1]]
+    exact = rows @ weight.dequantize(torch.float32)[::61].double().T
     return compare(got[:, ::61], exact, "every 61st output", of_row=2.0**-3)  # ties of codes, see experts_fp8

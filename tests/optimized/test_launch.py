@@ -1,5 +1,8 @@
 """Launch configurations: found by device and size, refused by name, and the same for any batch in a fixed order."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from kernels import DEVICE
@@ -63,3 +66,21 @@ def test_in_a_fixed_order_the_bits_of_a_token_do_not_depend_on_the_tokens_beside
             for rows in (slice(0, 1), slice(1, 6), slice(6, 24))
         ]
     assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_a_kernel_that_starts_before_the_one_ahead_has_ended_waits_for_it() -> None:
+    early = {
+        kernel
+        for file in launch.files()
+        for kernel, entries in launch.read(file)[0].items()
+        if any(entry.get("launch_pdl") for entry in entries)
+    }
+    assert early, "some kernel is launched so"
+    folder = Path(launch.__file__).parent
+    for path in [*folder.glob("ops/*.py"), *folder.glob("fused/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        kernels = re.split(r"^@triton\.jit\ndef ", text, flags=re.MULTILINE)[1:]
+        if all("    begin_kernel()\n" in kernel for kernel in kernels if re.match(r"\w*_kernel\(", kernel)):
+            continue
+        looked_up = set(re.findall(r'launch_for\(\s*"(\w+)"', text))
+        assert not looked_up & early, path.name
