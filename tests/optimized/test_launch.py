@@ -1,13 +1,12 @@
 """Launch configurations: found by device and size, refused by name, and the same for any batch in a fixed order."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from kernels import DEVICE
 
-from optimized.launch import DEFAULT, files, fixed_order, launch_for, read
+from optimized.launch import DEFAULT, FOLDER, files, fixed_order, launch_for, read
 from optimized.ops.experts import experts
 from optimized.ops.linear import linear
 
@@ -71,12 +70,12 @@ def test_in_a_fixed_order_the_bits_of_a_token_do_not_depend_on_the_tokens_beside
 def test_a_kernel_that_starts_before_the_one_ahead_has_ended_waits_for_it() -> None:
     early = {
         kernel
-        for file in launch.files()
-        for kernel, entries in launch.read(file)[0].items()
+        for file in files()
+        for kernel, entries in read(file)[0].items()
         if any(entry.get("launch_pdl") for entry in entries)
     }
     assert early, "some kernel is launched so"
-    folder = Path(launch.__file__).parent
+    folder = FOLDER.parent
     for path in [*folder.glob("ops/*.py"), *folder.glob("fused/*.py")]:
         text = path.read_text(encoding="utf-8")
         kernels = re.split(r"^@triton\.jit\ndef ", text, flags=re.MULTILINE)[1:]
