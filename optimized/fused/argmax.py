@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..ops.layout import require, rows_of
 from ..workspace import counters
 
@@ -25,6 +26,7 @@ def _argmax_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_TILES: tl.constexpr,  # power of two >= tiles
 ):
+    begin_kernel()
     t, tile, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     row = logits_ptr + t.to(tl.int64) * stride_t

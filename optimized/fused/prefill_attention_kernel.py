@@ -7,6 +7,8 @@ most keys start first.
 import triton
 import triton.language as tl
 
+from ..dependent_launch import begin_kernel
+
 
 @triton.jit
 def _row_of(table_ptr, block, PAGE_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
@@ -113,6 +115,7 @@ def prefill_attention_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,  # power of two >= H
 ):
+    begin_kernel()
     n, num_heads = tl.program_id(0), tl.num_programs(0)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_T
     head = n // G

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
+
 REPLACES = ("accept_draft",)
 
 
@@ -23,6 +25,7 @@ def _accept_greedy_kernel(
     Q,
     BLOCK_Q: tl.constexpr,
 ):
+    begin_kernel()
     b = tl.program_id(0)
     q = tl.arange(0, BLOCK_Q)
     targets = tl.load(targets_ptr + b * Q + q, mask=q < Q, other=0)
@@ -46,6 +49,7 @@ def _extend_kernel(
     Q,
     BLOCK_Q: tl.constexpr,  # power of two >= Q + d
 ):
+    begin_kernel()
     b = tl.program_id(0)
     drafts = Q - 1
     accepted, following = tl.load(accepted_ptr + b), tl.load(following_ptr + b)
@@ -71,6 +75,7 @@ def _place_draft_kernel(
     width,  # Q + d
     Q,
 ):
+    begin_kernel()
     b = tl.program_id(0)
     draft = tl.load(drafts_ptr + b)
     tl.store(extended_ptr + b * width + tl.load(accepted_ptr + b) + depth + 1, draft)
@@ -86,6 +91,7 @@ def _advance_kernel(
     tokens_ptr,  # [B, Q] int64
     Q,
 ):
+    begin_kernel()
     b = tl.program_id(0)
     if tl.load(context_lens_ptr + b) > 0:
         tl.store(lengths_ptr + b, tl.load(lengths_ptr + b) + tl.load(accepted_ptr + b) + 1)

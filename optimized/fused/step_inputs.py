@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..ops.layout import require
 
 REPLACES = ()
@@ -45,6 +46,7 @@ def _step_inputs_kernel(
     PAGE_SIZE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
+    begin_kernel()
     b = tl.program_id(0)
     length = tl.load(lengths_ptr + b)
     end = length - before + Q

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..ops.layout import require, require_float, rows_of
 from ..ops.rms_norm import MAX_WIDTH
@@ -25,6 +26,7 @@ def _sum_rms_norm_kernel(
     eps,
     BLOCK_D: tl.constexpr,  # next power of two >= D
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     in_row = d < D

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require
 
@@ -21,6 +22,7 @@ def _accept_draft_kernel(
     BLOCK_N: tl.constexpr,  # power of two > N
     BLOCK_V: tl.constexpr,
 ):
+    begin_kernel()
     n = tl.arange(0, BLOCK_N)
     is_draft = n < N
     at_draft = n.to(tl.int64) * V + tl.load(draft_ids_ptr + n, mask=is_draft, other=0)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, require_float
 
@@ -61,6 +62,7 @@ def _attention_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,  # next power of two >= H
 ):
+    begin_kernel()
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     head = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)

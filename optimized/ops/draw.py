@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require
 
@@ -19,6 +20,7 @@ def _draw_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    begin_kernel()
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     uniform = tl.load(uniforms_ptr + t, mask=t < T, other=0.0)
     below = tl.zeros((BLOCK_T,), dtype=tl.float64)  # what the blocks before sum to

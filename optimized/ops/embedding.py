@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import FLOATS, require
 
@@ -18,6 +19,7 @@ def _embedding_kernel(
     D,
     BLOCK_D: tl.constexpr,
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     token = tl.load(token_ids_ptr + t).to(tl.int64)
     known = (token >= 0) & (token < V)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, require_float, rows_of
 
@@ -22,6 +23,7 @@ def _head_gate_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,  # next power of two >= H
 ):
+    begin_kernel()
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     h = tl.arange(0, BLOCK_H)
     exists = (r < num_rows)[:, None] & (h < H)[None, :]

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, require_float, rows_of
 from .linear import linear
@@ -24,6 +25,7 @@ def _norm_both_kernel(
     eps,
     BLOCK_D: tl.constexpr,
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     is_hidden = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, require_float
 
@@ -36,6 +37,7 @@ def _rope_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,  # next power of two >= H
 ):
+    begin_kernel()
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     h = tl.arange(0, BLOCK_H)

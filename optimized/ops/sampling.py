@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from .layout import require, rows_of
 
@@ -46,6 +47,7 @@ def _sampling_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    begin_kernel()
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row = (t.to(tl.int64) * stride_t)[:, None]
     y_row = (t.to(tl.int64) * V)[:, None]

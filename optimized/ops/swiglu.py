@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import begin_kernel
 from ..fused.moe_math import swiglu_of
 from ..launch import launch_for
 from .layout import require, rows_of
@@ -23,6 +24,7 @@ def _swiglu_kernel(
     CLAMP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    begin_kernel()
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_there = i < num_elements
     t, f = i // F, i % F
