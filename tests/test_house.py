@@ -35,6 +35,7 @@ MAY_IMPORT = {  # of the suite's own modules, besides itself
     ),
     "perf": (
         *("conformance.engine", "reference.config", "hardware", "reports.schema"),
+        "reference.accounting",  # projections count what the table of tensors holds
         "reference.quantization",  # inputs of the experts are made in its formats
         "optimized.launch",  # launch configurations are tried; kernels are found by name, never imported
     ),
