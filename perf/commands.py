@@ -294,6 +294,8 @@ def _run_fit(args: Namespace) -> int:
     import json
 
     from hardware.profile import profile_called
+    from reports.measurement import as_json
+    from reports.third_party import published_measurements
     from reports.verdict import ExitCode
 
     from .fit import Question, answer, text
@@ -317,5 +319,7 @@ def _run_fit(args: Namespace) -> int:
         attention_tflops=args.attention_tflops,
     )
     record = answer(question, published().model)
+    others = [one for one in published_measurements() if one.hardware == question.profile.name]
+    record["published"] = [as_json(one) for one in others]
     print(json.dumps(record, indent=2) if args.json else text(record))
     return ExitCode.PASS if all(row["fits"] for row in record["memory"]) else ExitCode.FAIL

@@ -196,6 +196,7 @@ def text(record: Mapping[str, Any]) -> str:
             "prefill (projection)",
             *_table(("test", "s", "tok/s", "bound"), _prefill_rows(record)),
             *_mtp_lines(record),
+            *_published_lines(record),
         ]
     )
 
@@ -248,6 +249,17 @@ def _mtp_lines(record: Mapping[str, Any]) -> list[str]:
     heads = ("depth", "plain tok/s", "ms/step", "break-even", *(f"tok/s at {n:g}" for n in ACCEPTANCE_LENGTHS))
     title = "MTP on one sequence, by tokens emitted a verification (projection; acceptance is stated, not measured)"
     return ["", title, *_table(heads, rows)]
+
+
+def _published_lines(record: Mapping[str, Any]) -> list[str]:
+    """What others measured on such a device, each with its conditions: those decide whether it can be compared."""
+    found = record.get("published", [])
+    if not found:
+        return []
+    rows = [[row["name"], f"{row['value']:g}", row["unit"], row["subject"]] for row in found]
+    said = {f"- {row['subject']}: {row['params']['conditions']}; {row['source']}, {row['retrieved']}" for row in found}
+    return ["", "published by others (measured by them, not here)", *_table(("test", "", "unit", "by"), rows),
+            *sorted(said)]  # fmt: skip
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

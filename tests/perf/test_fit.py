@@ -1,6 +1,7 @@
 """``s35 fit`` as its users meet it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,8 @@ def test_the_text_names_the_projection_in_each_heading_and_where_rates_are_from(
     assert "the rate of matrix products is not known" in said
     assert "MTP" not in said
     assert fit(*words, "--kv-bits", "8", cwd=tmp_path)[0] == ExitCode.PASS
+    assert "published by others" in said
+    assert re.search(r"tg128 @ d262144 +8.39 +tokens/s", said)
     for heading in ("memory of each device", "decode", "prefill"):
         line = next(line for line in said.splitlines() if line.startswith(heading))
         assert "(projection)" in line
