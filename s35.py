@@ -26,6 +26,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     "perf": ("perf.commands", "time operators at the published shapes, beside what the device can do"),
     "tune": ("perf.commands", "search launch configurations of the kernels on this device"),
     "compile-check": ("perf.commands", "compile every kernel for devices that are not here, and see whether it fits"),
+    "doctor": ("perf.commands", "examine this machine: readings, abilities, rates, and what must not be trusted"),
     "fit": ("perf.commands", "project what fits on a device and how fast it could be: nothing is measured"),
     "hardware": ("hardware.commands", "identify the machine: each value with its source"),
 }

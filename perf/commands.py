@@ -1,4 +1,4 @@
-"""The commands ``s35 perf``, ``tune``, ``compile-check`` and ``fit``."""
+"""The commands ``s35 perf``, ``tune``, ``compile-check``, ``fit`` and ``doctor``."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "tune": _add_tune_arguments,
         "compile-check": _add_compile_check_arguments,
         "fit": _add_fit_arguments,
+        "doctor": _add_doctor_arguments,
     }
     add[parser.get_default("command")](parser)
 
@@ -21,7 +22,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if args.command == "perf":
         return {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what](args)
-    return {"tune": _run_tune, "compile-check": _run_compile_check, "fit": _run_fit}[args.command](args)
+    commands = {"tune": _run_tune, "compile-check": _run_compile_check, "fit": _run_fit, "doctor": _run_doctor}
+    return commands[args.command](args)
 
 
 def _add_perf_arguments(parser: ArgumentParser) -> None:
@@ -100,6 +102,14 @@ def _add_fit_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--shared-experts", type=float, default=0.0, metavar="R", help="0: tokens choose independently (default); 0.66"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_doctor_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "Takes some seconds of the device. Exit code 0: timings can be trusted now, 5: the warnings say why not."
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -323,3 +333,15 @@ def _run_fit(args: Namespace) -> int:
     record["published"] = [as_json(one) for one in others]
     print(json.dumps(record, indent=2) if args.json else text(record))
     return ExitCode.PASS if all(row["fits"] for row in record["memory"]) else ExitCode.FAIL
+
+
+def _run_doctor(args: Namespace) -> int:
+    import json
+
+    from reports.verdict import exit_code
+
+    from .doctor import examine, text
+
+    record = examine(args.device)
+    print(json.dumps(record, indent=2) if args.json else text(record))
+    return exit_code(record["verdict"])

@@ -41,7 +41,7 @@ def test_the_text_names_the_projection_in_each_heading_and_where_rates_are_from(
     assert "rate memory_gb_per_s: 273 [published: https://www.nvidia.com/" in said
     assert "short by" in said
     assert "the rate of matrix products is not known" in said
-    assert "MTP" not in said
+    assert "MTP on one sequence" not in said
     assert fit(*words, "--kv-bits", "8", cwd=tmp_path)[0] == ExitCode.PASS
     assert "published by others" in said
     assert re.search(r"tg128 @ d262144 +8.39 +tokens/s", said)
