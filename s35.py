@@ -24,6 +24,8 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     ),
     "repro": ("conformance.commands", "write a failed check as a short script that runs without the judge"),
     "perf": ("perf.commands", "time operators at the published shapes, beside what the device can do"),
+    "baseline": ("reports.baseline_commands", "record what is normal on this machine, and check against it"),
+    "compare": ("reports.baseline_commands", "compare measurements: what is slower, and what nobody can tell"),
     "tune": ("perf.commands", "search launch configurations of the kernels on this device"),
     "compile-check": ("perf.commands", "compile every kernel for devices that are not here, and see whether it fits"),
     "doctor": ("perf.commands", "examine this machine: readings, abilities, rates, and what must not be trusted"),

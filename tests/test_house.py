@@ -35,7 +35,13 @@ MAY_IMPORT = {  # of the suite's own modules, besides itself
     ),
     "perf": (
         *("conformance.engine", "reference.config", "hardware", "reports.schema", "reports.verdict"),
-        *("reports.measurement", "reports.metrics", "reports.journal"),  # what measurements are recorded as
+        *(
+            "reports.measurement",
+            "reports.metrics",
+            "reports.journal",
+            "reports.baseline",
+            "reports.gate",
+        ),  # what measurements are recorded as
         "reference.accounting",  # projections count what the table of tensors holds
         "reference.quantization",  # inputs of the experts are made in its formats
         "optimized.launch",  # launch configurations are tried; kernels are found by name, never imported
