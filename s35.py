@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     "run": ("reports.commands", "identify the machine, generate text, judge the engine, write a report"),
     "conform": ("reports.commands", "judge an engine: pytest on conformance/, with pytest's options"),
     "verify": ("reports.commands", "check a results folder against itself: evidence, verdict, levels, hashes"),
+    "report": ("reports.commands", "show results: one HTML file that needs no network, or Markdown"),
     "inspect": ("reference.commands", "describe a checkpoint and account for each of its tensors"),
     "generate": ("reference.commands", "continue a prompt with the reference engine"),
     "logits": ("reference.commands", "print the reference engine's logits for a prompt"),

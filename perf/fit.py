@@ -49,6 +49,7 @@ class Question:
     memory_gb_per_s: float | None = None
     linear_tflops: float | None = None
     attention_tflops: float | None = None
+    depths: tuple[int, ...] = DEPTHS
 
 
 def answer(question: Question, config: ModelConfig) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def answer(question: Question, config: ModelConfig) -> dict[str, Any]:
     rates, sources = rates_of(question)
     available, where = _available(question)
     sources["memory_bytes"] = where
-    depths = [depth for depth in DEPTHS if depth < question.context] + [question.context]
+    depths = [depth for depth in question.depths if depth < question.context] + [question.context]
     prompts = [length for length in PROMPTS if length < question.context] + [question.context]
     return {
         "kind": PROJECTION,

@@ -58,6 +58,8 @@ class Recording:
             params={"op": case.op, "shape": case.shape, "dtype": case.dtype},
             clock=outcome.clock,
             cache=outcome.cache,
+            flops=case.cost.flops,
+            hbm_bytes=case.cost.hbm_bytes,
         )
         if samples is None:
             return replace(blank, quality=Quality.INVALID, quality_reasons=(outcome.wrong or "not timed",))

@@ -49,7 +49,8 @@ def compare_entry(then: Entry, now: Sequence[float], max_regression: float) -> C
     """Compare the medians of some runs with an entry of a baseline."""
     base = Compared(then.id, then.name, then.unit, Comparison.AMBIGUOUS, then.median, statistics.median(now))
     a, b = (_logs(values, then.better) for values in (then.medians, now))
-    change = math.expm1(statistics.fmean(b) - statistics.fmean(a))
+    logarithm = statistics.fmean(b) - statistics.fmean(a)
+    change = math.expm1(logarithm)
     freedom = len(a) + len(b) - 2
     if freedom < 1:
         return _of(base, Comparison.AMBIGUOUS, change, -math.inf, math.inf, math.inf)
@@ -57,8 +58,8 @@ def compare_entry(then: Entry, now: Sequence[float], max_regression: float) -> C
     deviation = max(math.sqrt(spread / freedom), NOISE_FLOOR)
     error = deviation * math.sqrt(1 / len(a) + 1 / len(b))
     half = student_quantile((1 + CONFIDENCE) / 2, freedom) * error
-    low, high = change - half, change + half
-    detectable = max(LEAST_EFFECT, half) + NORMAL_80 * error
+    low, high = math.expm1(logarithm - half), math.expm1(logarithm + half)
+    detectable = math.expm1(max(LEAST_EFFECT, half) + NORMAL_80 * error)
     return _of(base, _word(change, low, high, max_regression), change, low, high, detectable)
 
 

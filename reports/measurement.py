@@ -68,6 +68,7 @@ class Measurement:
         roofline: what the ceilings allow, in the unit.
         roofline_bound: memory or compute.
         roofline_source: whose ceilings: this run's, or a data sheet's.
+        flops, hbm_bytes: the least work that the workload needs.
         source: of a published one a URL, of others how it was made.
         retrieved: ISO date of a published one.
     """
@@ -94,6 +95,8 @@ class Measurement:
     roofline: float | None = None
     roofline_bound: str | None = None
     roofline_source: str | None = None
+    flops: float | None = None
+    hbm_bytes: float | None = None
     baseline: float | None = None
     comparison: Comparison | None = None
     smallest_detectable: float | None = None
