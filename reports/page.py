@@ -108,11 +108,11 @@ def gather(paths: Sequence[Path], extra: Iterable[Measurement] = ()) -> Page:
 
 def _grouped(reasons: Sequence[Reason]) -> list[Reason]:
     """A command once, below the last of the reasons in a row that it shows again."""
-    after = [*reasons[1:], None]
-    return [
-        Reason(one.text, None if following and following.command == one.command else one.command)
-        for one, following in zip(reasons, after, strict=True)
-    ]
+    found = []
+    for at, one in enumerate(reasons):
+        is_last = at + 1 == len(reasons) or reasons[at + 1].command != one.command
+        found.append(one if is_last else Reason(one.text))
+    return found
 
 
 def _add(page: Page, file: Path) -> None:

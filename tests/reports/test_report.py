@@ -122,6 +122,21 @@ def test_the_verdict_comes_first_then_why_with_its_command(journal, tmp_path):
     assert lines[0].startswith("# INCONCLUSIVE: ")
 
 
+def test_a_command_is_shown_once_below_the_reasons_that_it_shows_again():
+    page = gather([OPERATORS])
+    assert [bool(reason.command) for reason in page.reasons] == [False, False, False, False, True]
+
+
+def test_a_page_without_reasons_has_no_why(tmp_path):
+    path = tmp_path / "run.jsonl"
+    file = Journal.start(path, ["pytest", "perf"], {"seed": 0}, MACHINE)
+    file.add(PLAIN)
+    file.end(Verdict.PASS, ["1 timed"])
+    text = as_html(gather([path]))
+    assert "<h1><b>PASS</b>" in text
+    assert "Why" not in Reader(text).headings
+
+
 def test_the_worst_verdict_is_that_of_the_page(journal):
     page = page_of(journal, OPERATORS)
     assert [verdict for _, verdict, _ in page.verdicts] == [Verdict.INCONCLUSIVE, Verdict.FAIL]
