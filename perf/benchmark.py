@@ -5,7 +5,7 @@ must be set before the fixture ``benchmark`` reads its marker, so a hook adds th
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -55,6 +55,3 @@ def replay(item: pytest.Item, benchmark: Any, samples_s: Sequence[float], **info
 
 def _nothing() -> None:
     """What pytest-benchmark calls: the work was done and timed before."""
-
-
-Measured = Callable[[], Sequence[float]]  # gives seconds
