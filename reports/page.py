@@ -13,6 +13,7 @@ from .decode import ResultError
 from .journal import is_measurements, read
 from .measurement import Comparison, Kind, Measurement, Quality, statistics_of
 from .metrics import METRICS
+from .records import of_model
 from .schema import Result, load
 from .verdict import WRONG, Status, Verdict
 
@@ -87,8 +88,8 @@ def gather(paths: Sequence[Path], extra: Iterable[Measurement] = ()) -> Page:
     """Read results of any kind.
 
     Args:
-        paths: results folders of `s35 run` or their result.json, files of measurements, records of `s35 perf ops`,
-            projections of `s35 fit --json`.
+        paths: results folders of `s35 run` or their result.json, files of measurements, records of `s35 perf ops` and
+            `s35 perf model`, projections of `s35 fit --json`.
         extra: published measurements and projections to show beside them.
 
     Raises:
@@ -126,6 +127,8 @@ def _add(page: Page, file: Path) -> None:
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind == "perf ops":
         _add_operators(page, record)
+    elif kind == "perf model":
+        _add_model(page, record)
     elif kind == "projection":
         _add_projection(page, record)
     elif isinstance(record, dict) and "schema_version" in record:
@@ -242,6 +245,21 @@ def _add_operators(page: Page, record: Mapping[str, Any]) -> None:
             Ceiling(page.sources[-1], profile, record["ceilings"]["read_gb_per_s"], record["ceilings"]["tflops"])
         )
     _add_machine(page, record["machine"], [("command", command), ("date", record.get("date") or "not recorded")])
+
+
+def _add_model(page: Page, record: Mapping[str, Any]) -> None:
+    """A record of `s35 perf model`."""
+    timed = [one for one in record["results"] if one["ms"] is not None]
+    missing = [one for one in record["results"] if one["ms"] is None]
+    word = Verdict.PASS if timed and not missing else Verdict.INCONCLUSIVE
+    page.verdicts.append((page.sources[-1], word, f"{len(timed)} steps timed, {len(missing)} not"))
+    command, profile = " ".join(record["command"]), _profile(record["machine"])
+    page.reasons += [Reason(_cut(f"{one['name']}: {one['reason']}"), command) for one in missing]
+    page.measurements += of_model(record, profile)
+    if record["ceilings"]:
+        ceilings = record["ceilings"]
+        page.ceilings.append(Ceiling(page.sources[-1], profile, ceilings["read_gb_per_s"], ceilings["tflops"]))
+    _add_machine(page, record["machine"], [("command", command), ("date", record["date"])])
 
 
 def _add_projection(page: Page, record: Mapping[str, Any]) -> None:

@@ -170,6 +170,42 @@ def test_a_run_of_the_judge_is_shown_by_clause(bundle):
     assert gather([bundle / "result.json"]).verdict is page.verdict
 
 
+def scenario(**changes):
+    values = {"batch": 1, "context": 4096, "num_drafts": 0, "chunk": 0, "profiled": False}
+    return {**values, **changes}
+
+
+def step(name, ms, **changes):
+    values = {"ms": ms, "tokens_per_s": ms and 1000 / ms, "floor_ms": 2.0, "bound": "memory", "flops": 1e9}
+    return {"name": name, "memory": {}, "reason": "", "scenario": scenario(**changes), **values}
+
+
+def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path):
+    machine = json.loads(OPERATORS.read_text())["machine"]
+    parts = {"weights": 100e9, "kv_full": 12e9, "kv_sliding": 1e8, "activations_and_workspace": 1e9, "allocated": 113e9}
+    results = [
+        step("decode 1 x 4096", 4.0) | {"memory": parts},
+        step("decode 1 x 4096, MTP-3", 8.0, num_drafts=3),
+        step("prefill 8192 after 0", 400.0, chunk=8192, context=0) | {"tokens_per_s": 20_480.0},
+        step("decode 8 x 4096", None, batch=8) | {"reason": "the budget of 200 s was spent"},
+    ]
+    record = {"kind": "perf model", "command": ["s35", "perf", "model", "--engine", "mine"], "date": "2026-11-24",
+              "machine": machine, "ceilings": None, "results": results, "model": {}, "speculation": []}  # fmt: skip
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(record))
+    page = gather([path])
+    found = {(one.name, one.metric): one for one in page.measurements if one.value is not None}
+    assert found["tg @ d4096", "tokens_per_s"].value == 250.0
+    assert found["tg @ d4096", "tokens_per_s"].share_of_roofline == pytest.approx(0.5)
+    assert found["MTP-3 step @ d4096", "step_ms"].share_of_roofline == pytest.approx(0.25)
+    assert found["pp8192 @ d0", "tokens_per_s"].params["n_prompt"] == 8192
+    assert page.verdict is Verdict.INCONCLUSIVE
+    text = as_html(page)
+    assert "decode 8 x 4096: the budget of 200 s was spent" in text
+    assert "Memory by part (measured)" in text
+    assert "nvidia_h200_sxm, mine (measured)" in text
+
+
 def test_markdown_fits_a_comment(journal):
     page = page_of(journal, OPERATORS)
     page.facts += [(f"fact {n}", "x" * 200, "test") for n in range(1000)]
