@@ -207,7 +207,7 @@ def timed(
     config = request.config
 
     def run(case: Case, cache: str) -> None:
-        operator = _operator(case, rows)
+        operator = _operator(case, rows, recording.subject)
         probe = recording.measurement_of(case, Outcome(None, "not timed", "", cache))
         if config.getoption("--only") and probe.id not in config.getoption("--only"):
             pytest.skip("another measurement is asked for")
@@ -221,8 +221,11 @@ def timed(
             benchmark.pedantic(lambda: Workload(case, operator, reference_rows[case.reference_row], _device(config)))
             return
         once = partial(_once, config, case, cache, operator, reference_rows[case.reference_row])
-        measurement = _judged(recording, case, once)
+        measurement, outcome = _judged(recording, case, once)
         recording.add(measurement)
+        energy = recording.energy_of(measurement, outcome)
+        if energy:
+            recording.add(energy)
         for name in ("value", "unit", "stop", "comparison", "smallest_detectable"):
             request.node.user_properties.append((name, getattr(measurement, name)))  # to JUnit, of either family
         if measurement.value is None:
@@ -239,10 +242,10 @@ def _device(config: pytest.Config) -> str:
     return str(config.getoption("--device") or "cpu")
 
 
-def _operator(case: Case, rows: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+def _operator(case: Case, rows: dict[str, Callable[..., Any]], subject: str) -> Callable[..., Any]:
     from .ops import fused
 
-    if case.fused:
+    if case.fused and subject.startswith("optimized"):
         return fused.find(case.fused)
     if case.op not in rows:
         pytest.skip(f"the engine has no {case.op}")
@@ -284,33 +287,35 @@ def _sets(case: Case, device: str, cache: str) -> int:
     return int(max(2, min(case.max_sets, -(-wanted // max(fresh, 1)))))
 
 
-def _judged(recording: Recording, case: Case, once: Callable[[], Outcome]) -> Measurement:
+def _judged(recording: Recording, case: Case, once: Callable[[], Outcome]) -> tuple[Measurement, Outcome]:
     """Measure; where the baseline says slower, measure anew before believing it."""
-    measurement = recording.measurement_of(case, once())
+    outcome = once()
+    measurement = recording.measurement_of(case, outcome)
     entry = recording.entry_for(measurement)
     if measurement.value is None or recording.baseline is None:
-        return measurement
+        return measurement, outcome
     if entry is None:
-        return replace(measurement, comparison=Comparison.NEW)
+        return replace(measurement, comparison=Comparison.NEW), outcome
     values = [measurement.value]
     compared = compare_entry(entry, values, recording.max_regression)
     if compared.word in (Comparison.SLOWER, Comparison.AMBIGUOUS):
         for _ in range(RERUNS):
             again = recording.measurement_of(case, once())
             if again.value is None:
-                return again
+                return again, outcome
             values.append(again.value)
         compared = compare_entry(entry, values, recording.max_regression)
     word = compared.word
     if word is Comparison.SLOWER and (compared.change or 0.0) <= recording.max_regression:
         word = Comparison.SAME if (compared.high or 0.0) <= recording.max_regression else Comparison.AMBIGUOUS
-    return replace(
+    judged = replace(
         measurement,
         value=sorted(values)[len(values) // 2],
         baseline=entry.median,
         comparison=word,
         smallest_detectable=compared.smallest_detectable,
     )
+    return judged, outcome
 
 
 def _slower(measurement: Measurement) -> str:

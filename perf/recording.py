@@ -81,6 +81,27 @@ class Recording:
             timed = replace(timed, quality=Quality.SUSPECT, quality_reasons=tuple(reasons))
         return timed
 
+    def energy_of(self, measurement: Measurement, outcome: Outcome) -> Measurement | None:
+        """Energy over the samples, of the board; None: nothing counts it here, or they took too short a time."""
+        if outcome.energy_j is None:
+            return None
+        of = METRICS["energy_j"]
+        return replace(
+            measurement,
+            group="energy",
+            metric=of.name,
+            unit=of.unit,
+            better=of.better,
+            definition=of.definition,
+            value=outcome.energy_j,
+            reason=None,
+            params={**measurement.params, "scope": "gpu_board"},
+            samples=(),
+            roofline=None,
+            roofline_bound=None,
+            roofline_source=None,
+        )
+
     def entry_for(self, measurement: Measurement) -> Entry | None:
         """The baseline's entry of the same workload."""
         return self.baseline.entries.get(measurement.id) if self.baseline else None

@@ -2,6 +2,8 @@
 
 import inspect
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import cheats
 import pytest
@@ -10,7 +12,7 @@ import torch
 from hardware.telemetry import Sample, Telemetry
 from perf import measure as measuring
 from perf.agreement import whole
-from perf.case import Case
+from perf.case import Agreement, Case
 from perf.cost import Cost
 from perf.measure import DeviceTimer, HostTimer, measure, throttling
 from perf.sampling import StopRule, sample
@@ -226,3 +228,60 @@ def test_inputs_are_new_where_they_are_checked_and_weights_stay():
     assert [tensor.data_ptr() for tensor in work.sets[0]] == addresses
     assert not torch.equal(work.sets[0][0], first[0])
     assert torch.equal(work.sets[0][1], first[1])
+
+
+class FakeStopwatch:
+    """Runs the calls on the CPU as a graph would replay them: the outputs' places stay, what lies there is new."""
+
+    method = "graph"
+
+    def prepare(self, call, copies):
+        call(0)  # the warm-up before a capture
+        outputs = [call(copy) for copy in range(copies)]
+
+        def replay():
+            for copy, place in enumerate(outputs):
+                place.copy_(call(copy))
+            return 3.0 * copies
+
+        return replay
+
+
+@pytest.fixture
+def device_timer(monkeypatch):
+    """A timer of a device that is not here."""
+    monkeypatch.setattr(measuring, "GraphStopwatch", FakeStopwatch)
+    timer = DeviceTimer("cold")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    return timer
+
+
+def test_calls_in_a_graph_are_copied_until_a_replay_is_long_enough(device_timer):
+    work = Workload(case_of(), cheats.honest, linear, "cpu")
+    next_us = device_timer.prepare(work)
+    assert next_us() == pytest.approx(3.0)
+    assert device_timer.verify(work) is None
+    assert device_timer.clock == "cuda_graph"
+
+
+def test_a_graph_that_replays_an_old_answer_is_seen_after_timing(device_timer):
+    work = Workload(case_of(), cheats.cached_by_address(), linear, "cpu")
+    device_timer.prepare(work)
+    wrong = device_timer.verify(work)
+    assert wrong is not None
+    assert "times the tolerance" in wrong.reason
+
+
+def test_numbers_are_an_output_and_a_fused_kernel_may_write_to_its_workspace():
+    def kernel(x, weight):
+        y = cheats.honest(x, weight)
+        x.copy_(torch.arange(x.numel()).view_as(x))  # as if it were a workspace
+        return y
+
+    def agrees(reference, args, got):
+        return Agreement(0.0, "numbers")
+
+    row, fused = replace(case_of(), check=agrees), replace(case_of(), check=agrees, fused="module:kernel")
+    assert Workload(fused, kernel, linear, "cpu").run_checked() is None
+    assert Workload(row, kernel, linear, "cpu").run_checked() is not None
+    assert Workload(row, lambda *_: (3, 0.5), linear, "cpu").run_checked() is None

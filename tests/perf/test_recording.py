@@ -106,6 +106,17 @@ def test_what_nobody_can_tell_does_not_pass():
     assert recording.verdict(0, 0) == (Verdict.INCONCLUSIVE, [f"{CASE.name}: AMBIGUOUS"])
 
 
+def test_energy_is_a_number_of_its_own_with_its_scope():
+    recording = session()
+    outcome = timed(12.0, energy_j=350.0)
+    measurement = recording.measurement_of(CASE, outcome)
+    energy = recording.energy_of(measurement, outcome)
+    assert energy is not None
+    assert (energy.value, energy.unit, energy.group, energy.params["scope"]) == (350.0, "J", "energy", "gpu_board")
+    assert energy.id != measurement.id
+    assert recording.energy_of(measurement, timed(12.0)) is None
+
+
 def test_a_stale_baseline_is_a_doubt_about_all_of_it():
     recording = session(doubts=["stale baseline: 400 days old; want 90 or less: record it anew"])
     assert verdict_of(recording, timed(12.0))[0] is Verdict.INCONCLUSIVE
