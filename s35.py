@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     "run": ("reports.commands", "identify the machine, generate text, judge the engine, write a report"),
     "conform": ("reports.commands", "judge an engine: pytest on conformance/, with pytest's options"),
     "verify": ("reports.commands", "check a results folder against itself: evidence, verdict, levels, hashes"),
+    "report": ("reports.commands", "show results: one HTML file that needs no network, or Markdown"),
     "inspect": ("reference.commands", "describe a checkpoint and account for each of its tensors"),
     "generate": ("reference.commands", "continue a prompt with the reference engine"),
     "logits": ("reference.commands", "print the reference engine's logits for a prompt"),
@@ -24,8 +25,15 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     ),
     "repro": ("conformance.commands", "write a failed check as a short script that runs without the judge"),
     "perf": ("perf.commands", "time operators at the published shapes, beside what the device can do"),
+    "baseline": ("reports.baseline_commands", "record what is normal on this machine, and check against it"),
+    "compare": ("reports.baseline_commands", "compare measurements: what is slower, and what nobody can tell"),
+    "import": ("reports.exchange_commands", "read results of llama-bench, vllm bench serve, GuideLLM or AIPerf"),
+    "export": ("reports.exchange_commands", "write measurements as llama-bench, JUnit, CSV or pytest-benchmark do"),
+    "explain": ("reports.exchange_commands", "say what a metric means, and which other tools call it so"),
     "tune": ("perf.commands", "search launch configurations of the kernels on this device"),
     "compile-check": ("perf.commands", "compile every kernel for devices that are not here, and see whether it fits"),
+    "doctor": ("perf.commands", "examine this machine: readings, abilities, rates, and what must not be trusted"),
+    "fit": ("perf.commands", "project what fits on a device and how fast it could be: nothing is measured"),
     "hardware": ("hardware.commands", "identify the machine: each value with its source"),
 }
 

@@ -1,4 +1,4 @@
-"""The commands ``s35 perf`` and ``s35 compile-check``."""
+"""The commands ``s35 perf``, ``tune``, ``compile-check``, ``fit`` and ``doctor``."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "perf": _add_perf_arguments,
         "tune": _add_tune_arguments,
         "compile-check": _add_compile_check_arguments,
+        "fit": _add_fit_arguments,
+        "doctor": _add_doctor_arguments,
     }
     add[parser.get_default("command")](parser)
 
@@ -20,7 +22,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if args.command == "perf":
         return {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what](args)
-    return {"tune": _run_tune, "compile-check": _run_compile_check}[args.command](args)
+    commands = {"tune": _run_tune, "compile-check": _run_compile_check, "fit": _run_fit, "doctor": _run_doctor}
+    return commands[args.command](args)
 
 
 def _add_perf_arguments(parser: ArgumentParser) -> None:
@@ -76,6 +79,42 @@ def _add_compile_check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--target", action="append", default=[], metavar="ARCH", help="sm_90, ...; may be repeated")
     parser.add_argument("--op", action="append", default=[], metavar="ROW", help="only this one; may be repeated")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_fit_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "A projection: bytes and operations over a device's rates, from hardware/profiles; nothing is measured. "
+        "Exit code 0: it fits at every batch, 1: it does not."
+    )
+    parser.add_argument("--hardware", required=True, metavar="NAME", help="a profile: h200, dgx_spark, m4_max, ...")
+    parser.add_argument("--context", type=int, default=262_144, metavar="N", help="cached positions (default: 262144)")
+    parser.add_argument("--format", default="fp8", help="of the weights: perf/formats.toml (default: fp8)")
+    parser.add_argument("--batch", type=_numbers, default=(1,), metavar="N,...", help="sequences at once (default: 1)")
+    parser.add_argument("--kv-bits", type=int, choices=(16, 8), default=16, help="of a cached value (default: 16)")
+    parser.add_argument("--without-mtp", action="store_true", help="leave the weights of the draft layers out")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="that share the model (default: 1)")
+    parser.add_argument("--experts-apart", action="store_true", help="expert parallel: the busiest device decides")
+    parser.add_argument("--collective-us", type=float, metavar="US", help="of one all-reduce (default: 7)")
+    parser.add_argument("--rates", choices=("published", "measured"), default="published", help="default: published")
+    parser.add_argument("--memory-gb-per-s", type=float, metavar="X", help="instead of the profile's")
+    parser.add_argument("--tflops", type=float, metavar="X", help="of linear layers, instead of the profile's")
+    parser.add_argument("--attention-tflops", type=float, metavar="X", help="instead of the profile's")
+    parser.add_argument(
+        "--shared-experts", type=float, default=0.0, metavar="R", help="0: tokens choose independently (default); 0.66"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_doctor_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "Takes some seconds of the device. Exit code 0: timings can be trusted now, 5: the warnings say why not."
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
 
 
 def _run_ops(args: Namespace) -> int:
@@ -259,3 +298,50 @@ def _run_compile_check(args: Namespace) -> int:
     if not found:
         return ExitCode.INCONCLUSIVE
     return ExitCode.PASS if all(one.ok for one in found) else ExitCode.FAIL
+
+
+def _run_fit(args: Namespace) -> int:
+    import json
+
+    from hardware.profile import profile_called
+    from reports.measurement import as_json
+    from reports.third_party import published_measurements
+    from reports.verdict import ExitCode
+
+    from .fit import Question, answer, text
+    from .roofline import COLLECTIVE_US, Parallel, format_called
+    from .shapes import published
+
+    if args.devices < 1 or min(args.batch) < 1:
+        raise ValueError(f"fit: {args.devices} devices, batch {min(args.batch)}; want 1 or more of each")
+    question = Question(
+        profile=profile_called(args.hardware),
+        form=format_called(args.format),
+        context=args.context,
+        batches=args.batch,
+        parallel=Parallel(args.devices, args.experts_apart, args.collective_us or COLLECTIVE_US),
+        kv_bits=args.kv_bits,
+        with_mtp=not args.without_mtp,
+        rates=args.rates,
+        correlation=args.shared_experts,
+        memory_gb_per_s=args.memory_gb_per_s,
+        linear_tflops=args.tflops,
+        attention_tflops=args.attention_tflops,
+    )
+    record = answer(question, published().model)
+    others = [one for one in published_measurements() if one.hardware == question.profile.name]
+    record["published"] = [as_json(one) for one in others]
+    print(json.dumps(record, indent=2) if args.json else text(record))
+    return ExitCode.PASS if all(row["fits"] for row in record["memory"]) else ExitCode.FAIL
+
+
+def _run_doctor(args: Namespace) -> int:
+    import json
+
+    from reports.verdict import exit_code
+
+    from .doctor import examine, text
+
+    record = examine(args.device)
+    print(json.dumps(record, indent=2) if args.json else text(record))
+    return exit_code(record["verdict"])

@@ -1,4 +1,4 @@
-"""The commands ``s35 run``, ``conform`` and ``verify``: here the packages meet, imported when a command runs."""
+"""The commands ``s35 run``, ``conform``, ``verify`` and ``report``: here the packages meet."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -7,12 +7,17 @@ TIERS = ("quick", "full")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add = {"run": _add_run_arguments, "conform": _add_conform_arguments, "verify": _add_verify_arguments}
+    add = {
+        "run": _add_run_arguments,
+        "conform": _add_conform_arguments,
+        "verify": _add_verify_arguments,
+        "report": _add_report_arguments,
+    }
     add[parser.get_default("command")](parser)
 
 
 def run(args: Namespace) -> int:
-    return {"run": _run, "conform": _conform, "verify": _verify}[args.command](args)
+    return {"run": _run, "conform": _conform, "verify": _verify, "report": _report}[args.command](args)
 
 
 def _add_run_arguments(parser: ArgumentParser) -> None:
@@ -62,6 +67,25 @@ def _add_verify_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--other-suite", action="store_true", help="accept what another version of the suite judged, and say so"
+    )
+
+
+def _add_report_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "RESULT: a results folder of `s35 run`, a file of measurements of `pytest perf/ --results`, a record of "
+        "`s35 perf ops --out`, a projection of `s35 fit --json`. Several make one report, devices side by side."
+    )
+    parser.add_argument("results", type=Path, nargs="*", metavar="RESULT")
+    parser.add_argument("--format", choices=("html", "md", "both"), default="html", help="default: html")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html"
+    )
+    parser.add_argument(
+        "--beside", default="", metavar="NAME,...", help="profiles to show beside: published numbers and projections"
+    )
+    parser.add_argument("--weights", default="q4", metavar="FORMAT", help="of the projections (default: q4)")
+    parser.add_argument(
+        "--context", type=int, default=262_144, metavar="N", help="of the projections (default: 262144)"
     )
 
 
@@ -144,6 +168,59 @@ def _verify(args: Namespace) -> int:
             lines.append(f"refused: {count} {'thing does' if count == 1 else 'things do'} not hold in {args.result}")
         print("\n".join(" ".join(line.split()) for line in lines))
     return ExitCode.PASS if found.accepted else ExitCode.FAIL
+
+
+def _report(args: Namespace) -> int:
+    import os
+
+    from .page import gather, projected
+    from .render import MOST_HTML_BYTES, html, markdown
+    from .third_party import published_measurements
+    from .verdict import ExitCode
+
+    beside = [name for name in args.beside.split(",") if name]
+    if not args.results and not beside:
+        raise ValueError("report: has neither RESULT nor --beside; want something to show")
+    projections = [_projection(name, args.weights, args.context) for name in beside]
+    profiles = {record["hardware"] for record in projections}
+    extra = [one for one in published_measurements() if one.hardware in profiles]
+    extra += [one for record in projections for one in projected(record)]
+    page = gather(args.results, extra)
+    for record in projections:
+        page.memory += [{"hardware": record["hardware"], "format": args.weights, **row} for row in record["memory"]]
+        page.notes += [f"{record['hardware']}: {note}" for note in record["notes"]]
+    if not page.verdicts:
+        page.sources.append("hardware/profiles and reports/measurements")
+    written = []
+    if args.format in ("html", "both"):
+        text = html(page)
+        if len(text.encode()) > MOST_HTML_BYTES:
+            raise ValueError(f"report: would be {len(text.encode())} bytes; want fewer results in one page")
+        args.out.write_text(text, encoding="utf-8")
+        written.append(args.out)
+    if args.format in ("md", "both"):
+        twin = args.out.with_suffix(".md")
+        twin.write_text(markdown(page), encoding="utf-8")
+        written.append(twin)
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(markdown(page))
+    print("\n".join(map(str, written)))
+    return ExitCode.PASS
+
+
+def _projection(name: str, weights: str, context: int):  # type: ignore[no-untyped-def]
+    from hardware.profile import profile_called
+    from perf.fit import Question, answer
+    from perf.roofline import Parallel, format_called
+    from perf.shapes import published
+
+    depths = (0, *(1024 << power for power in range(1, 9)))  # those at which others publish
+    question = Question(
+        profile_called(name), format_called(weights), context, (1,), Parallel(), with_mtp=False, depths=depths
+    )
+    return answer(question, published().model)
 
 
 def _miniature() -> Path:

@@ -1,0 +1,342 @@
+"""``pytest perf/``: options, what is measured on, what is recorded, and how the session ends."""
+
+from collections.abc import Callable, Generator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conformance.engine import find_engine, move
+from hardware.identify import identify
+from hardware.machine import Fact
+from hardware.telemetry import GpuState, Telemetry, read_gpu
+from reports.baseline import key_of, load
+from reports.gate import compare_entry
+from reports.journal import Journal
+from reports.measurement import Comparison, Measurement
+from reports.verdict import Verdict
+
+from .benchmark import replay, set_clock
+from .carve_out import DriverCarveOut
+from .case import Case
+from .measure import MOST_NOISE, DeviceTimer, HostTimer, Outcome, Timer, measure
+from .recording import Recording, doubts_about, settings_of
+from .sampling import StopRule
+from .workload import Workload, tensors_of
+
+RECORDING: pytest.StashKey[Recording] = pytest.StashKey()
+BEFORE: pytest.StashKey[GpuState | Fact] = pytest.StashKey()
+HOST_SETS = 4
+L2_MULTIPLE = 5  # of the L2 cache: what the sets of a cold workload hold together
+UNUSED = "ignore:Benchmark fixture was not used"  # by a test that failed or was skipped before it had times
+RERUNS = 2  # of a suspected regression, before it counts
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("perf", "how fast an inference engine is; also --engine and --device")
+    group.addoption("--op", action="append", default=[], metavar="ROW", help="only this operator; may be repeated")
+    group.addoption("--only", action="append", default=[], metavar="ID", help="only this measurement; may be repeated")
+    group.addoption("--results", type=Path, metavar="FILE.jsonl", help="write each measurement there, as it is made")
+    group.addoption("--resume", action="store_true", help="go on with --results where it was interrupted")
+    group.addoption("--baseline", type=Path, metavar="FILE.json", help="what `s35 baseline record` wrote")
+    group.addoption("--max-regression", type=float, default=0.05, metavar="X", help="that is allowed (default: 0.05)")
+    group.addoption("--max-noise", type=float, default=MOST_NOISE, metavar="X", help=f"default: {MOST_NOISE:g}")
+    group.addoption("--min-time", type=float, default=0.5, metavar="S", help="of sampling (default: 0.5)")
+    group.addoption("--max-time", type=float, default=15.0, metavar="S", help="of sampling (default: 15)")
+    group.addoption("--warm", action="store_true", help="time warm caches, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up the recording before anything is collected: a baseline of another machine ends the session at once."""
+    config.addinivalue_line("filterwarnings", UNUSED)
+    if hasattr(config, "workerinput"):
+        raise pytest.UsageError("perf: is started with xdist; want one process, as others' work is in every timing")
+    device = config.getoption("--device") or "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        pytest.exit(f"INCONCLUSIVE: device {device} is not here; nothing was timed", pytest.ExitCode.NO_TESTS_COLLECTED)
+    index = torch.device(device).index or 0
+    gpu = device.startswith("cuda")
+    config.stash[BEFORE] = read_gpu(index) if gpu else Fact(None, "nvml", f"{device} is no NVIDIA GPU")
+    machine = asdict(identify(device))
+    engine = config.getoption("--engine")
+    settings = settings_of(
+        engine,
+        device,
+        config.getoption("--op"),
+        {
+            "threads": None if gpu else torch.get_num_threads(),
+            "shapes": "published" if gpu else "nano",
+            "warm": config.getoption("--warm"),
+            "min_time_s": config.getoption("--min-time"),
+        },
+    )
+    baseline = load(config.getoption("--baseline")) if config.getoption("--baseline") else None
+    if baseline:
+        differences = baseline.differences(key_of({"machine": machine, "settings": settings}))
+        if differences:
+            raise pytest.UsageError(f"baseline: is of another machine or engine: {'; '.join(differences)}")
+    ceilings = None
+    if gpu and not config.option.collectonly:
+        from .ceilings import measure_ceilings
+
+        ceilings = measure_ceilings()
+    recording = Recording(
+        subject=engine,
+        hardware=machine["profile"]["value"],
+        ceilings=ceilings,
+        journal=_journal(config, settings, machine, asdict(ceilings) if ceilings else None),
+        baseline=baseline,
+        max_regression=config.getoption("--max-regression"),
+        chosen=bool(config.getoption("--op") or config.getoption("--only") or config.option.keyword),
+    )
+    stale = baseline.staleness() if baseline else None
+    if stale:
+        recording.doubts.append(stale)
+    config.stash[RECORDING] = recording
+
+
+def _journal(config: pytest.Config, settings: Any, machine: Any, ceilings: Any) -> Journal | None:
+    path = config.getoption("--results")
+    if path is None:
+        if config.getoption("--resume"):
+            raise pytest.UsageError("resume: has no --results; want the file to go on with")
+        return None
+    try:
+        if config.getoption("--resume") and path.exists():
+            return Journal.resume(path, settings)
+        command = ["pytest", *config.invocation_params.args]
+        return Journal.start(path, [str(word) for word in command], settings, machine, ceilings)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    set_clock(item)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    recording = config.stash[RECORDING]
+    shapes = "published shapes" if recording.ceilings else "shapes of the miniature"
+    return [f"perf: {recording.subject} on {config.getoption('--device') or 'cpu'}, {shapes}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[RECORDING].expected = sum("timed" in getattr(item, "fixturenames", ()) for item in items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, Any, Any]:
+    """Give the verdict; an inconclusive session that would have ended well ends with pytest's 5."""
+    recording = session.config.stash.get(RECORDING, None)
+    if recording and not session.config.option.collectonly:
+        failed = session.testsfailed
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+            recording.doubts += doubts_about(session.config.stash[BEFORE], _after(session.config))
+            verdict, reasons = recording.verdict(failed, recording.expected - len(recording.measurements))
+            session.config.stash[VERDICT] = (verdict, reasons)
+            if recording.journal:
+                recording.journal.end(verdict, reasons)
+            if verdict is Verdict.INCONCLUSIVE:
+                session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        elif recording.journal:
+            recording.journal.close()  # without an end: --resume goes on
+    return (yield)
+
+
+VERDICT: pytest.StashKey[tuple[Verdict, list[str]]] = pytest.StashKey()
+
+
+def _after(config: pytest.Config) -> GpuState | Fact:
+    before = config.stash[BEFORE]
+    if isinstance(before, Fact):
+        return before
+    return read_gpu(torch.device(config.getoption("--device")).index or 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash.get(VERDICT, None)
+    if found:
+        verdict, reasons = found
+        for reason in reasons[1:]:
+            terminalreporter.write_line(f"  {reason}")
+        terminalreporter.write_line(f"{verdict}: {reasons[0]}", bold=True)
+
+
+@pytest.fixture(scope="session")
+def recording(pytestconfig: pytest.Config) -> Recording:
+    """What this session collects."""
+    return pytestconfig.stash[RECORDING]
+
+
+@pytest.fixture(scope="session")
+def rows(pytestconfig: pytest.Config) -> dict[str, Callable[..., Any]]:
+    """The engine's operators on the device."""
+    engine = find_engine(pytestconfig.getoption("--engine"))
+    move(engine, pytestconfig.getoption("--device") or "cpu")
+    return dict(engine.ops())
+
+
+@pytest.fixture(scope="session")
+def reference_rows(pytestconfig: pytest.Config) -> dict[str, Callable[..., Any]]:
+    """The reference's, which outputs are compared with."""
+    engine = find_engine("reference.engine:engine")
+    move(engine, pytestconfig.getoption("--device") or "cpu")
+    return dict(engine.ops())
+
+
+@pytest.fixture
+def device_benchmark() -> None:
+    """Marks a test whose times are replayed to pytest-benchmark; ``pytest_runtest_setup`` sees its name."""
+
+
+@pytest.fixture
+def timed(
+    request: pytest.FixtureRequest,
+    benchmark: Any,
+    recording: Recording,
+    rows: dict[str, Callable[..., Any]],
+    reference_rows: dict[str, Callable[..., Any]],
+    device_benchmark: None,
+) -> Callable[[Case, str], None]:
+    """Time one case, record it, compare it with the baseline, and fail where it is wrong or slower."""
+    config = request.config
+
+    def run(case: Case, cache: str) -> None:
+        operator = _operator(case, rows, recording.subject)
+        probe = recording.measurement_of(case, Outcome(None, "not timed", "", cache))
+        if config.getoption("--only") and probe.id not in config.getoption("--only"):
+            pytest.skip("another measurement is asked for")
+        if recording.journal and probe.id in recording.journal.done:
+            done = recording.journal.done[probe.id]
+            recording.measurements.append(done)
+            if done.value is None:
+                pytest.fail(f"{case.name}: {done.reason}", pytrace=False)
+            pytest.skip("resumed: measured before the interrupt")
+        if not benchmark.enabled:  # --benchmark-disable: one plain call
+            benchmark.pedantic(lambda: Workload(case, operator, reference_rows[case.reference_row], _device(config)))
+            return
+        once = partial(_once, config, case, cache, operator, reference_rows[case.reference_row])
+        measurement, outcome = _judged(recording, case, once)
+        recording.add(measurement)
+        energy = recording.energy_of(measurement, outcome)
+        if energy:
+            recording.add(energy)
+        for name in ("value", "unit", "stop", "comparison", "smallest_detectable"):
+            request.node.user_properties.append((name, getattr(measurement, name)))  # to JUnit, of either family
+        if measurement.value is None:
+            pytest.fail(f"{case.name}: {measurement.reason}", pytrace=False)
+        info = {"clock": measurement.clock, "cache": measurement.cache, "stop": measurement.stop}
+        replay(request.node, benchmark, [us / 1e6 for us in measurement.samples], id=measurement.id, **info)
+        if measurement.comparison is Comparison.SLOWER:
+            pytest.fail(_slower(measurement), pytrace=False)
+
+    return run
+
+
+def _device(config: pytest.Config) -> str:
+    return str(config.getoption("--device") or "cpu")
+
+
+def _operator(case: Case, rows: dict[str, Callable[..., Any]], subject: str) -> Callable[..., Any]:
+    from .ops import fused
+
+    if case.fused and subject.startswith("optimized"):
+        return fused.find(case.fused)
+    if case.op not in rows:
+        pytest.skip(f"the engine has no {case.op}")
+    return rows[case.op]
+
+
+def _once(
+    config: pytest.Config, case: Case, cache: str, operator: Callable[..., Any], reference: Callable[..., Any]
+) -> Outcome:
+    """One measurement from new inputs."""
+    device = _device(config)
+    rule = StopRule(least_s=config.getoption("--min-time"), most_s=config.getoption("--max-time"))
+    with torch.inference_mode():
+        work = Workload(case, operator, reference, device, _sets(case, device, cache))
+        timer: Timer = HostTimer(cache) if device == "cpu" else DeviceTimer(cache, case.waits)
+        index = torch.device(device).index or 0
+        return measure(
+            work,
+            timer,
+            rule,
+            None if device == "cpu" else partial(Telemetry, index),
+            None if device == "cpu" else DriverCarveOut(),
+            config.getoption("--max-noise"),
+        )
+
+
+def _sets(case: Case, device: str, cache: str) -> int:
+    if cache == "warm":
+        return 1
+    if device == "cpu":
+        return HOST_SETS
+    from .maker import Maker
+
+    draw = case.build(Maker(device))
+    first, second = draw(), draw()
+    known = {tensor.data_ptr() for tensor in tensors_of(first)}
+    fresh = sum(tensor.nbytes for tensor in tensors_of(second) if tensor.data_ptr() not in known)
+    wanted = L2_MULTIPLE * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return int(max(2, min(case.max_sets, -(-wanted // max(fresh, 1)))))
+
+
+def _judged(recording: Recording, case: Case, once: Callable[[], Outcome]) -> tuple[Measurement, Outcome]:
+    """Measure; where the baseline says slower, measure anew before believing it."""
+    outcome = once()
+    measurement = recording.measurement_of(case, outcome)
+    entry = recording.entry_for(measurement)
+    if measurement.value is None or recording.baseline is None:
+        return measurement, outcome
+    if entry is None:
+        return replace(measurement, comparison=Comparison.NEW), outcome
+    values = [measurement.value]
+    compared = compare_entry(entry, values, recording.max_regression)
+    if compared.word in (Comparison.SLOWER, Comparison.AMBIGUOUS):
+        for _ in range(RERUNS):
+            again = recording.measurement_of(case, once())
+            if again.value is None:
+                return again, outcome
+            values.append(again.value)
+        compared = compare_entry(entry, values, recording.max_regression)
+    word = compared.word
+    if word is Comparison.SLOWER and (compared.change or 0.0) <= recording.max_regression:
+        word = Comparison.SAME if (compared.high or 0.0) <= recording.max_regression else Comparison.AMBIGUOUS
+    judged = replace(
+        measurement,
+        value=sorted(values)[len(values) // 2],
+        baseline=entry.median,
+        comparison=word,
+        smallest_detectable=compared.smallest_detectable,
+    )
+    return judged, outcome
+
+
+def _slower(measurement: Measurement) -> str:
+    assert measurement.value is not None, "a comparison has a value"
+    assert measurement.baseline is not None, "a comparison has a baseline"
+    return (
+        f"{measurement.name}: {measurement.value:.4g} {measurement.unit}, in the baseline {measurement.baseline:.4g}: "
+        f"{measurement.value / measurement.baseline - 1:+.1%}, measured {1 + RERUNS} times; with these runs a slowdown "
+        f"of {measurement.smallest_detectable or 0:.1%} is detectable"
+    )
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Key pytest-benchmark's own JSON by the device, which it does not know of."""
+    found = identify(_device(config))
+    machine_info["s35"] = {
+        "device": found.device,
+        "profile": found.profile.value,
+        "accelerators": [str(gpu.name) for gpu in found.accelerators],
+        "torch": found.torch.value,
+        "triton": found.triton.value,
+        "commit": found.suite_commit.value,
+        "recorded": datetime.now(UTC).date().isoformat(),
+    }

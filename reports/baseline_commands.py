@@ -1,0 +1,182 @@
+"""The commands ``s35 baseline`` and ``s35 compare``: what is normal on a machine, and what changed."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from .verdict import ExitCode
+
+RUNS, CANDIDATE_RUNS = 5, 3
+SPLITS = 2000
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    {"baseline": _add_baseline_arguments, "compare": _add_compare_arguments}[parser.get_default("command")](parser)
+
+
+def run(args: Namespace) -> int:
+    if args.command == "compare":
+        return _compare(args)
+    return {"record": _record, "check": _check, "show": _show, "power": _power}[args.what](args)
+
+
+def _add_baseline_arguments(parser: ArgumentParser) -> None:
+    parser.set_defaults(pytest_args=[])
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    record = what.add_parser("record", help="run `pytest perf/` several times and keep the medians", allow_abbrev=False)
+    record.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"default: {RUNS}")
+    record.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the baseline; runs lie beside it")
+    record.epilog = "Every other option goes to pytest as it is: --engine=NAME, --device=cuda, --op=ROW, ..."
+
+    check = what.add_parser("check", help="run the candidate, compare, run suspects again", allow_abbrev=False)
+    check.add_argument("baseline", type=Path, metavar="FILE.json")
+    check.add_argument("--runs", type=int, default=CANDIDATE_RUNS, metavar="N", help=f"default: {CANDIDATE_RUNS}")
+    check.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the runs")
+    check.add_argument("--max-regression", type=float, default=0.05, metavar="X", help="default: 0.05")
+    check.add_argument("--format", choices=("md", "json"), default="md", help="default: md")
+    check.epilog = "Every other option goes to pytest as it is. Exit codes as those of `s35 compare`."
+
+    show = what.add_parser("show", help="what a baseline holds", allow_abbrev=False)
+    show.add_argument("baseline", type=Path, metavar="FILE.json")
+
+    power = what.add_parser("power", help="false alarms and power of the gate on repeated runs", allow_abbrev=False)
+    power.add_argument("runs", type=Path, nargs="+", metavar="RUN.jsonl", help="eight or more runs of one thing")
+    power.add_argument("--baseline-runs", type=int, default=RUNS, metavar="N", help=f"default: {RUNS}")
+    power.add_argument("--candidate-runs", type=int, default=CANDIDATE_RUNS, metavar="N", help=f"{CANDIDATE_RUNS}")
+    power.add_argument("--max-regression", type=float, default=0.05, metavar="X", help="default: 0.05")
+
+
+def _add_compare_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "A and B: a baseline, a file of measurements, or a folder of them. Exit code 0: nothing is slower, 1: "
+        "something is, 4: they cannot be compared, 5: something is missing or nobody can tell; neither counts as same."
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="then")
+    parser.add_argument("b", type=Path, metavar="B", help="now")
+    parser.add_argument("--max-regression", type=float, default=0.05, metavar="X", help="that is allowed (0.05)")
+    parser.add_argument("--format", choices=("md", "json"), default="md", help="default: md")
+
+
+def _record(args: Namespace) -> int:
+    from .baseline import combine, dumps
+    from .journal import read
+
+    folder = args.out.with_suffix("")
+    files = _run_all(folder, args.runs, args.pytest_args)
+    baseline = combine([read(file) for file in files])
+    args.out.write_text(dumps(baseline), encoding="utf-8")
+    print(f"{args.out}: {len(baseline.entries)} workloads, {baseline.runs} runs; the runs lie in {folder}")
+    return ExitCode.PASS if baseline.entries else ExitCode.INCONCLUSIVE
+
+
+def _check(args: Namespace) -> int:
+    from .baseline import combine, load
+    from .gate import compare
+    from .journal import read
+    from .measurement import Comparison
+
+    baseline = load(args.baseline)
+    files = _run_all(args.out, args.runs, args.pytest_args)
+    found = compare(baseline, combine([read(file) for file in files]), args.max_regression)
+    suspects = [one.id for one in found if one.word in (Comparison.SLOWER, Comparison.AMBIGUOUS)]
+    if suspects:
+        only = [f"--only={id}" for id in suspects]
+        again = [read(file) for file in _run_all(args.out / "suspects", args.runs, [*args.pytest_args, *only])]
+        confirmed = {one.id: one for one in compare(baseline, combine(again), args.max_regression)}
+        found = [confirmed.get(one.id, one) if one.id in suspects else one for one in found]
+    return _say(found, baseline.staleness(), args.format, args.max_regression)
+
+
+def _run_all(folder: Path, runs: int, pytest_args: Sequence[str]) -> list[Path]:
+    """Each run in a process of its own, so that what varies from start to start is in it.
+
+    Raises:
+        ValueError: a run that wrote no measurements, or a folder that holds some.
+    """
+    import subprocess
+    import sys
+
+    if folder.exists() and any(folder.glob("*.jsonl")):
+        raise ValueError(f"{folder}: holds runs already; want a new name")
+    folder.mkdir(parents=True, exist_ok=True)
+    perf = Path(__file__).resolve().parent.parent / "perf"
+    files = []
+    for number in range(1, runs + 1):
+        file = folder / f"run-{number}.jsonl"
+        command = [sys.executable, "-m", "pytest", str(perf), "-q", "--no-header", f"--results={file}", *pytest_args]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+        print(f"run {number} of {runs}: {last[0] if last else f'exit code {done.returncode}'}", file=sys.stderr)
+        if done.returncode not in (ExitCode.PASS, ExitCode.FAIL, ExitCode.INCONCLUSIVE) or not file.exists():
+            raise ValueError(f"run {number} ended with {done.returncode}: {' '.join(last)}")
+        files.append(file)
+    return files
+
+
+def _show(args: Namespace) -> int:
+    from .baseline import load
+
+    baseline = load(args.baseline)
+    print(f"{baseline.recorded}, {baseline.runs} runs, commit {baseline.commit}")
+    print("\n".join(f"{name}: {value}" for name, value in baseline.key.items()))
+    for entry in baseline.entries.values():
+        spread = (max(entry.medians) - min(entry.medians)) / entry.median
+        print(f"{entry.id}  {entry.name}: {entry.median:.4g} {entry.unit}, runs spread over {spread:.1%}")
+    return ExitCode.PASS
+
+
+def _compare(args: Namespace) -> int:
+    from .gate import compare
+
+    then, now = _side(args.a), _side(args.b)
+    differences = then.differences(now.key)
+    if differences:
+        raise ValueError(f"compare: cannot be compared: {'; '.join(differences)}; want one machine and one engine")
+    return _say(compare(then, now, args.max_regression), then.staleness(), args.format, args.max_regression)
+
+
+def _side(path: Path):  # type: ignore[no-untyped-def]
+    """A baseline, or one made of a file or a folder of measurements."""
+    from .baseline import combine, load
+    from .journal import read
+
+    if path.is_dir():
+        return combine([read(file) for file in sorted(path.glob("*.jsonl"))])
+    if path.suffix == ".jsonl":
+        return combine([read(path)])
+    return load(path)
+
+
+def _say(found, stale, form, max_regression) -> int:  # type: ignore[no-untyped-def]
+    import dataclasses
+    import json
+
+    from .gate import judge, table
+
+    verdict, reason = judge(found, stale)
+    if form == "json":
+        rows = [dataclasses.asdict(one) for one in found]
+        print(json.dumps({"kind": "comparison", "verdict": verdict, "reason": reason, "compared": rows}, indent=1,
+                         default=str).replace("Infinity", "null"))  # fmt: skip
+    else:
+        print(f"{table(found)}\n\n{verdict}: {reason} (allowed: {max_regression:.0%})")
+    return ExitCode[verdict.name]
+
+
+def _power(args: Namespace) -> int:
+    from .baseline import combine
+    from .gate import rates
+    from .journal import read
+
+    baseline = combine([read(file) for file in args.runs])
+    need = args.baseline_runs + args.candidate_runs
+    if baseline.runs < need:
+        raise ValueError(f"power: has {baseline.runs} runs; want {need} or more")
+    entries = list(baseline.entries.values())
+    print(f"{len(entries)} workloads, {baseline.runs} runs of the same thing, {SPLITS} random splits of each into "
+          f"{args.baseline_runs} and {args.candidate_runs}")  # fmt: skip
+    for planted in (0.0, 0.03, 0.05, 0.08, 0.15):
+        found = rates(entries, args.baseline_runs, args.candidate_runs, planted, args.max_regression, SPLITS)
+        words = ", ".join(f"{word} {share:.1%}" for word, share in found.items())
+        print(f"{'unchanged' if planted == 0 else f'{planted:.0%} slower':<10} {words}")
+    return ExitCode.PASS

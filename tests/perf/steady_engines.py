@@ -1,0 +1,40 @@
+"""Engines whose operators last a set time, so that a slowdown can be planted and a machine's noise does not matter."""
+
+import time
+
+from reference.engine import bf16_engine
+
+
+class Steady:
+    """The reference's RMSNorm, each call ``call_s`` long.
+
+    Args:
+        wrong: its output is zero.
+    """
+
+    profile, device = "bf16", "cpu"
+
+    def __init__(self, call_s, wrong=False):
+        self.name, self.call_s, self.wrong = "steady", call_s, wrong
+
+    def ops(self):
+        rms_norm = bf16_engine.ops()["rms_norm"]
+
+        def steady(x, weight, eps):
+            end = time.perf_counter() + self.call_s
+            y = rms_norm(x, weight, eps)
+            if self.wrong:
+                y.zero_()
+            while time.perf_counter() < end:
+                pass
+            return y
+
+        return {"rms_norm": steady}
+
+    def load_model(self, checkpoint):
+        raise NotImplementedError("operators only")
+
+
+engine = Steady(0.010)
+slower = Steady(0.0107)
+wrong = Steady(0.010, wrong=True)
