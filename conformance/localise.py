@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reference.model import Model
+from reference.operators import Operators
 
 from .clauses import CLAUSES
 from .isolation import Call
@@ -27,6 +28,7 @@ MADE_OF = {
     "experts_fp8": ("quantize_activation", "swiglu"),
     "mtp_input": ("rms_norm", "linear"),
 }
+ROWS = frozenset(vars(Operators()))
 NEAR = 0.5**0.5  # a suspect explains a failure if it leaves less than half of the residual's square
 
 
@@ -38,9 +40,10 @@ class Context(NamedTuple):
 
 
 def row_of(check_id: str) -> str | None:
-    """The row that a check judges; None for a check of something else."""
-    folder, _, rest = check_id.partition("/ops/test_")
-    return rest.partition(".py")[0] if rest and folder else None
+    """The row that a check judges, by its file or its parameter; None for a check of something else."""
+    _, _, rest = check_id.partition("/ops/test_")
+    file, parameter = rest.partition(".py")[0], rest.partition("[")[2].removesuffix("]")
+    return next((name for name in (file, parameter) if name in ROWS), None)
 
 
 def probable_part(

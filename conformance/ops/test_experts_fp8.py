@@ -14,7 +14,7 @@ from ..profiles import PROFILES
 from ..strategies import Case, for_cases
 from ..tolerance import Envelope, Residual, bit_exact
 from ..under_test import UnderTest
-from .test_experts import contributions, dense_inputs
+from .test_experts import PUBLISHED, contributions, dense_inputs
 
 # T, D, F, E, A; widths with several groups of 128 and short last ones
 SHAPES = [(9, 264, 136, 7, 3), (1, 256, 130, 5, 4), (33, 130, 128, 9, 2), (17, 264, 264, 6, 2), (0, 128, 40, 4, 2)]
@@ -57,6 +57,16 @@ def test_each_expert_counts_once(engine: UnderTest, counters: Counters, case: Ca
     bounds = envelope(args)
     parts = contributions("experts_fp8", *args)
     Residual(bounds.legal, bounds.exact, parts).check(engine.op("experts_fp8")(*args), counters, case)
+
+
+@clause("MOE-5")
+@pytest.mark.full
+@pytest.mark.parametrize("what", PUBLISHED)
+def test_experts_of_published_sizes(engine: UnderTest, counters: Counters, what: str) -> None:
+    case = Case("randn", PUBLISHED[what], 0)
+    args = (*inputs(case), 7.0)
+    counters.add("experts_with_tokens", len(args[1].unique()))
+    envelope(args).check(engine.op("experts_fp8")(*args), counters, case)
 
 
 @clause("MOE-5")
