@@ -33,6 +33,7 @@ def _add_repro_arguments(parser: ArgumentParser) -> None:
 def _prove(args: Namespace) -> int:
     """Prove the judge: 0 if all wrong engines and attacks are caught and no right engine is rejected, 1 otherwise."""
     import json
+    import resource
     import shlex
     import sys
     import time
@@ -41,6 +42,7 @@ def _prove(args: Namespace) -> int:
     from tabulate import tabulate
 
     from .plugin import EMBEDDED_CHECKPOINT
+    from .proof_report import proof_report, provenance
     from .prove import KINDS, Outcome, gate_names, known_names, prove, score
 
     if args.list:
@@ -54,15 +56,14 @@ def _prove(args: Namespace) -> int:
     names = args.names or (gate_names() if args.gate else known_names())
     began = time.monotonic()
     outcomes = prove(names, args.checkpoint or EMBEDDED_CHECKPOINT, say)
-    totals = score(outcomes)
+    totals, used = score(outcomes), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = shlex.join(["s35", "prove", *(["--gate"] if args.gate else []), *args.names])
+    made = provenance(command, time.monotonic() - began, used.ru_utime + used.ru_stime)
     if args.report:
-        from .proof_report import proof_report
-
-        command = shlex.join(["s35", "prove", *(["--gate"] if args.gate else []), *args.names])
-        args.report.write_text(proof_report(outcomes, command, time.monotonic() - began), encoding="utf-8")
+        args.report.write_text(proof_report(outcomes, made), encoding="utf-8")
     if args.json:
         records = [{key: value for key, value in asdict(o).items() if key != "checks"} for o in outcomes]
-        print(json.dumps(totals | {"outcomes": records}, indent=1))
+        print(json.dumps(totals | {"made": made, "outcomes": records}, indent=1))
     else:
         rows = [
             (o.kind, o.clause or "", o.name, o.verdict, *(c.partition("::")[2] for c in o.caught_by[:1]))

@@ -27,10 +27,12 @@ class _Reordered:
     """Operators whose reduction axes are permuted by a seed.
 
     ``rounds_inside``: the intermediates that a profile may keep narrow (see ``Profile``) are rounded.
+    ``rotation``: as of the profile.
     """
 
     seed: int
     rounds_inside: bool
+    rotation: torch.dtype | None = None
 
     def order(self, size: int) -> Tensor:
         return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + size))
@@ -48,8 +50,9 @@ class _Reordered:
         angles_T1F = angles_of(positions.float(), frequencies)[:, None, :]
         wide = torch.promote_types(x.dtype, torch.float32)
         half = len(frequencies)
-        cos, sin = angles_T1F.cos().to(wide), angles_T1F.sin().to(wide)
-        first, second = x[..., :half].to(wide), x[..., half : 2 * half].to(wide)
+        cos, sin = angles_T1F.cos().to(self.rotation or wide), angles_T1F.sin().to(self.rotation or wide)
+        inner = x.dtype if self.rotation and self.rounds_inside else wide
+        cos, sin, first, second = (t.to(inner) for t in (cos, sin, x[..., :half], x[..., half : 2 * half]))
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
         return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
 
@@ -62,7 +65,7 @@ class _Reordered:
         if x.dtype != torch.float32 or self.seed % 4 != 2:
             return REFERENCE.linear(x, weight)
         y = torch.zeros(*x.shape[:-1], len(weight), device=x.device)
-        for column, row in zip(x.movedim(-1, 0)[..., None], weight.T.float(), strict=True):
+        for column, row in zip(x.movedim(-1, 0)[..., None], weight.T.float().contiguous(), strict=True):
             y.addcmul_(column, row)
         return y
 
@@ -220,5 +223,5 @@ def _attention_rounding_probabilities(
 
 def reordered_operators(profile: Profile, seed: int) -> Operators:
     """The table of operators with other orders of summation; every second seed rounds inside, in a narrow profile."""
-    reordered = _Reordered(seed, rounds_inside=profile.is_narrow and seed % 2 == 1)
+    reordered = _Reordered(seed, profile.is_narrow and seed % 2 == 1, profile.rotation)
     return replace(REFERENCE, **{name: getattr(reordered, name) for name in REORDERED})

@@ -6,12 +6,14 @@ names the part.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reference.model import Model
+from reference.operators import Operators
 
 from .clauses import CLAUSES
 from .isolation import Call
@@ -26,14 +28,22 @@ MADE_OF = {
     "experts_fp8": ("quantize_activation", "swiglu"),
     "mtp_input": ("rms_norm", "linear"),
 }
+ROWS = frozenset(vars(Operators()))
 NEAR = 0.5**0.5  # a suspect explains a failure if it leaves less than half of the residual's square
-Context = tuple[int, ...]
+
+
+class Context(NamedTuple):
+    """What logits were asked for: of these tokens, by the backbone or, ``of_drafts``, by every MTP depth."""
+
+    tokens: tuple[int, ...]
+    of_drafts: bool
 
 
 def row_of(check_id: str) -> str | None:
-    """The row that a check judges; None for a check of something else."""
-    folder, _, rest = check_id.partition("/ops/test_")
-    return rest.partition(".py")[0] if rest and folder else None
+    """The row that a check judges, by its file or its parameter; None for a check of something else."""
+    _, _, rest = check_id.partition("/ops/test_")
+    file, parameter = rest.partition(".py")[0], rest.partition("[")[2].removesuffix("]")
+    return next((name for name in (file, parameter) if name in ROWS), None)
 
 
 def probable_part(
@@ -70,7 +80,7 @@ def smallest_parts(parts: Iterable[str]) -> list[str]:
 def _context(calls: Sequence[Call]) -> Context | None:
     """The tokens of the session that was used last, or of a call of draft_logits."""
     if calls and calls[-1].call == "call_model" and calls[-1].args["member"] == "draft_logits":
-        return tuple(calls[-1].args["args"][0])
+        return Context(tuple(calls[-1].args["args"][0]), True)
     sessions = [call for call in calls if call.call == "session"]
     if not sessions:
         return None
@@ -82,7 +92,7 @@ def _context(calls: Sequence[Call]) -> Context | None:
             tokens += call.args["args"][0]
         elif call.args["member"] == "truncate":
             del tokens[call.args["args"][0] :]
-    return tuple(tokens) or None
+    return Context(tuple(tokens), False) if tokens else None
 
 
 def _nearest(oracle: OracleModel, context: Context, failure: Failure, without: str | None) -> str | None:
@@ -92,11 +102,15 @@ def _nearest(oracle: OracleModel, context: Context, failure: Failure, without: s
         return None
     right = (got - failure.want.double()).norm().item()
     best, part = right * NEAR, None
-    for suspect in _suspects(oracle, context):
+    lineup = _lineup(oracle, context)
+    residuals = [got - rows[len(rows) - len(got) :] if len(rows) >= len(got) else None for rows in lineup.right]
+    for suspect in lineup.suspects:
         if without is not None and _is_the_same(suspect.fault, without):
             continue
-        for rows in suspect.outputs:
-            distance = _distance(got, rows)
+        for residual, shift in zip(residuals, suspect.shifts, strict=True):
+            if residual is None:  # the check may have compared the newest rows only, but never more than there are
+                continue
+            distance = (residual - shift[len(shift) - len(got) :]).norm().item()
             if distance < best:
                 best, part = distance, suspect.part
     return part
@@ -109,40 +123,48 @@ def _is_the_same(suspect: str, fault: str) -> bool:
     return fault in FAULTS and FAULTS[suspect].content[1:] == FAULTS[fault].content[1:]
 
 
-class _Suspect:
-    """A fault and the logits of its model: of the backbone, and of each MTP depth."""
+class _Suspect(NamedTuple):
+    """A fault, and by how much it moves logits."""
 
-    def __init__(self, fault: str, part: str, outputs: list[Tensor]) -> None:
-        self.fault, self.part, self.outputs = fault, part, outputs
+    fault: str
+    part: str
+    shifts: list[Tensor]
 
 
-@cache
-def _suspects(oracle: OracleModel, context: Context) -> list[_Suspect]:
+class _Lineup(NamedTuple):
+    """Right logits, float64, and all that may be wrong with them."""
+
+    right: list[Tensor]
+    suspects: list[_Suspect]
+
+
+@lru_cache(8)  # each holds up to half a GB where the miniature has read 150 tokens
+def _lineup(oracle: OracleModel, context: Context) -> _Lineup:
     from .faults.suspects import wrong_models  # only what fails pays for the catalogue
 
-    found = []
+    right, found = _outputs(oracle.model, context), []
     for fault, part, model in wrong_models(oracle.config, oracle.weights, ops=oracle.model.ops):
         try:
-            found.append(_Suspect(fault, part, _outputs(model, context)))
+            wrong = _outputs(model, context)
         except (RuntimeError, ValueError, IndexError):
             continue  # a fault that cannot run on this context cannot be the one that did
-    return found
+        if [rows.shape for rows in wrong] == [rows.shape for rows in right]:
+            found.append(
+                _Suspect(fault, part, [(one - other).float() for one, other in zip(wrong, right, strict=True)])
+            )
+    return _Lineup(right, found)
 
 
 def _outputs(model: Model, context: Context) -> list[Tensor]:
-    tokens = torch.tensor(context)
+    """Logits [T, V] of the backbone, or of each MTP depth in turn."""
+    tokens = torch.tensor(context.tokens)
     with torch.inference_mode():
         hidden = model.hidden(tokens)
-        outputs = [model.logits(hidden)]
-        for depth in range(min(model.config.num_nextn_predict_layers, len(context) - 1)):
+        if not context.of_drafts:
+            return [model.logits(hidden)]
+        outputs = []
+        for depth in range(min(model.config.num_nextn_predict_layers, len(tokens) - 1)):
             following = tokens[1 + depth :]
             hidden = model.mtp_hidden(depth, hidden[: len(following)], following)
             outputs.append(model.mtp_logits(depth, hidden))
     return outputs
-
-
-def _distance(got: Tensor, rows: Tensor) -> float:
-    """Of the engine's rows from the last of a suspect's; the check may have compared the newest rows only."""
-    if len(rows) < len(got):
-        return float("inf")
-    return (got - rows[len(rows) - len(got) :]).norm().item()

@@ -16,7 +16,8 @@ from reference.quantization import FORMATS, QuantizedWeight, dense
 from .legal import reordered_operators
 from .profiles import Profile
 
-LEGAL_MODELS = 4  # evaluations of a whole model, whose rows are many
+LEGAL_MODELS, MOST_MODELS = 4, 16  # evaluations of a whole model: few where its rows are many ...
+LEGAL_TOKENS = 64  # ... and more where a context has less than this many tokens over all of them
 DECIDED_OTHERWISE, TIE_NOISE = 8, 3.0  # evaluations beside these in which near-ties fall otherwise, see legal_logits
 LEGAL_ROWS = 1024  # rows, over all evaluations of an operator, from which the largest legal error is taken ...
 FEWEST, MOST = 16, 64  # ... within these numbers of evaluations
@@ -53,8 +54,13 @@ class OracleModel:
             Model(
                 opened.config, weights, profile.activations, ops=for_profile(reordered_operators(profile, s), profile)
             )
-            for s in range(LEGAL_MODELS)
+            for s in range(MOST_MODELS)
         ]
+
+    def legal_models(self, num_tokens: int | None = None) -> list[Model]:
+        """What legal evaluations of a context come from; the more of them, the shorter it is."""
+        count = LEGAL_MODELS if num_tokens is None else max(LEGAL_TOKENS // num_tokens, LEGAL_MODELS)
+        return self._legal[:count]
 
     def logits(self, token_ids: list[int], window: int | None = None) -> Tensor:
         """[T, V] float64 of one pass over the whole context; ``window`` replaces the sliding layers' own."""
@@ -69,13 +75,14 @@ class OracleModel:
         In a narrow profile, rounding decides near-ties between experts, and a few evaluations decide too few of them
         both ways: as many again choose by scores with ``TIE_NOISE`` times the noise that evaluations show.
         """
-        plain = [_logits_and_scores(model, token_ids) for model in self._legal]
+        plain = [_logits_and_scores(model, token_ids) for model in self.legal_models(len(token_ids))]
         logits = [one for one, _ in plain]
         return logits + [_logits(model, token_ids) for model in self._otherwise([scores for _, scores in plain])]
 
     def legal_passes(self, token_ids: list[int]) -> list[Model]:
         """The models of ``legal_logits``, each for one pass over these tokens and whatever comes after it."""
-        return [*self._legal, *self._otherwise([_logits_and_scores(model, token_ids)[1] for model in self._legal])]
+        models = self.legal_models(len(token_ids))
+        return [*models, *self._otherwise([_logits_and_scores(model, token_ids)[1] for model in models])]
 
     def _otherwise(self, scores: list[list[Tensor]]) -> list[Model]:
         """Models that choose by noisy scores, of a narrow profile; ``scores`` [T, E] by evaluation and layer."""

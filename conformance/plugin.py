@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import torch
 
+from reference.checkpoint import Checkpoint
 from reports.digest import checkpoint_sha256
 from reports.known_failures import check_known_failures, gate, read_known_failures
 from reports.levels import grants_sentence, judge_levels, level_of, read_levels
@@ -193,6 +194,7 @@ def _open(config: pytest.Config, clause_of: Mapping[str, str]) -> Session:
         known = read_known_failures(option("--known-failures")) if option("--known-failures") else None
         if known is not None:
             check_known_failures(known, clause_of)
+        Checkpoint(option("--checkpoint"))  # one that is broken is no engine's fault
         process = EngineProcess(option("--engine"), option("--device"), option("--time-limit"))
         config.add_cleanup(process.stop)
         engine = UnderTest(process)

@@ -13,8 +13,12 @@ class Profile:
         activations: inputs and outputs of operators, and of the steps inside ``mlp``; an engine may also round the
             intermediates of ``experts`` and the probabilities of ``attention`` to it.
         weights: of everything that ``expert_weights`` does not speak of.
-        accumulate: sums, statistics, router scores, and rotary angles, cosines and sines. (StepFun's eager code rounds
-            cosines and sines to bfloat16: that would be a profile of its own.)
+        accumulate: sums, statistics, router scores, rotary angles and, unless ``rotation`` says otherwise, cosines and
+            sines.
+        rotation: what cosines and sines, and their products with queries and keys, are rounded to; None: not at all.
+            StepFun's eager code and transformers round both to bfloat16, its training code the cosines and sines only.
+            That is a profile of its own: a cosine is as far off for every head at its position, so that it does not
+            average out, and a rotated query may be twice as far off as in bf16, whose sum is rounded once.
         expert_weights: how the routed experts are stored: None as the other weights; "fp8" e4m3 with a float32 scale
             for each 128x128 block; "int4" symmetric, a float16 scale for 128 inputs. An engine may round the widened
             weight to ``activations``. Whole models load the FP8 checkpoint, or round the bf16 one to int4 themselves,
@@ -27,6 +31,7 @@ class Profile:
     activations: torch.dtype
     weights: torch.dtype
     accumulate: torch.dtype = torch.float32
+    rotation: torch.dtype | None = None
     expert_weights: str | None = None
     expert_activations: str | None = None
 
@@ -42,6 +47,7 @@ PROFILES = {
     for profile in (
         Profile("float32", torch.float32, torch.float32),
         Profile("bf16", BF16, BF16),
+        Profile("bf16-rotation", BF16, BF16, rotation=BF16),
         Profile("fp8", BF16, BF16, expert_weights="fp8", expert_activations="fp8"),
         Profile("w8a16", BF16, BF16, expert_weights="fp8"),
         Profile("w4a16", BF16, BF16, expert_weights="int4"),

@@ -1,7 +1,8 @@
 """The proof as a page: what was caught by which clause's checks, what was not, on which machine, when and how long."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from tabulate import tabulate
 
@@ -10,21 +11,38 @@ from hardware.identify import identify
 from .prove import Outcome, score
 
 
-def proof_report(outcomes: Sequence[Outcome], command: str, seconds: float) -> str:
-    """Render outcomes as Markdown.
+def provenance(command: str, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    """Where outcomes come from.
 
     Args:
         command: that made them.
         seconds: from the first engine to the last.
+        cpu_seconds: of all processes together: what the machine did beside them does not count.
     """
-    machine, totals = identify("cpu"), score(outcomes)
-    changed = ", with changes" if machine.suite_dirty.value else ""
+    machine = identify("cpu")
+    return {
+        "command": command,
+        "commit": str(machine.suite_commit.value),
+        "changed": bool(machine.suite_dirty.value),
+        "date": str(datetime.now(UTC).date()),
+        "cpu": machine.cpu.value,
+        "threads": machine.cpu_threads.value,
+        "torch": machine.torch.value,
+        "minutes": round(seconds / 60, 1),
+        "cpu_minutes": round(cpu_seconds / 60, 1),
+    }
+
+
+def proof_report(outcomes: Sequence[Outcome], made: Mapping[str, Any]) -> str:
+    """Render outcomes, and how they were made, as Markdown."""
+    totals = score(outcomes)
+    changed = ", with changes" if made["changed"] else ""
     lines = [
         "# The judge, judged",
         "",
-        f"Made by `{command}` at commit {str(machine.suite_commit.value)[:12]}{changed}, "
-        f"{datetime.now(UTC).date()}, on {machine.cpu.value}, {machine.cpu_threads.value} threads, torch "
-        f"{machine.torch.value}: {len(outcomes)} engines in {seconds / 60:.1f} minutes.",
+        f"Made by `{made['command']}` at commit {made['commit'][:12]}{changed}, {made['date']}, on {made['cpu']}, "
+        f"{made['threads']} threads, torch {made['torch']}: {len(outcomes)} engines in {made['minutes']} minutes, "
+        f"{made['cpu_minutes']} minutes of processor time.",
         "",
         f"- {totals['caught']} of {totals['faults']} faults caught by a check of their own clause; "
         f"{totals['localised']} put down to the right part, with the fault itself among the suspects.",

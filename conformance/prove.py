@@ -4,6 +4,7 @@ A fault is caught if a check of its own clause fails and none breaks; an attack,
 pass it. Whatever else happens, a timeout or a process that ends without a record included, counts against the judge.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from .faults.catalogue import BENIGN, EQUIVALENTS, FAULTS
 from .plugin import PROBABLE_PART
 
 TIME_LIMIT_S = 600  # of one engine; none needs a tenth of it
+ENDS_WITHIN_S = 30  # after its last engine
 KINDS: dict[str, Mapping[str, Any]] = {"fault": FAULTS, "equivalent": EQUIVALENTS, "benign": BENIGN, "attack": ATTACKS}
 ACCEPTANCE = "model/test_generation.py::test_drafts_are_accepted_as_often_as_the_references"
 # What the merge gate leaves to the longer run: checks that load many checkpoints or draw many tokens, and whole models
@@ -154,6 +156,9 @@ class _Worker:
         )
 
     def stop(self) -> None:
+        if not self.pending:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(ENDS_WITHIN_S)  # and its children's time is counted
         self.process.kill()
         self.process.wait()
         self.log.close()

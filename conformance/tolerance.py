@@ -143,8 +143,13 @@ class UlpBound:
     ulps: int
     roundings: int
 
-    def check(self, got: Tensor, exact: Tensor, counters: Counters, where: object) -> None:
+    def check(
+        self, got: Tensor, exact: Tensor, counters: Counters, where: object, exponents: Tensor | None = None
+    ) -> None:
         """Compare with the float64 oracle; rows are along the last axis.
+
+        Args:
+            exponents: x of each sigmoid in the formula, see ``sigmoid_roundings``; of a shape that fits ``exact``.
 
         Raises:
             ConformanceError: as ``within``.
@@ -154,9 +159,20 @@ class UlpBound:
         row_rms = exact.double().square().mean(dim=-1, keepdim=True).sqrt()
         unit = ulp(torch.maximum(exact.double().abs(), row_rms * NEAR_ZERO), got.dtype)
         is_narrow = torch.finfo(got.dtype).bits < 32
-        count = self.ulps if is_narrow else self.roundings
+        count, rule = (self.ulps if is_narrow else self.roundings), ""
         bound = count * unit + torch.finfo(got.dtype).tiny
-        within(got, rounded, bound, f"{count} ulp of {got.dtype}", counters, where)
+        if exponents is not None and not is_narrow:
+            bound, rule = bound + sigmoid_roundings(exponents) * unit, " + |x| (1 - sigmoid(x))"
+        within(got, rounded, bound, f"{count}{rule} ulp of {got.dtype}", counters, where)
+
+
+def sigmoid_roundings(x: Tensor) -> Tensor:
+    """Ulps that 1 / (1 + exp(-x)) may be off because exp(-x) is formed as exp2(-x log2 e), as kernels do.
+
+    The rounded constant and the rounded product move the exponent by |x| ulp, and exp(-x) by as much, relatively; of
+    that, the share 1 - sigmoid(x) reaches the quotient.
+    """
+    return x.double().abs() * torch.sigmoid(-x.double())
 
 
 def sum_roundings(num_terms: int) -> int:

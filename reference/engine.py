@@ -35,6 +35,7 @@ PROFILES = {
     "float64": Arithmetic(torch.float64),
     "float32": Arithmetic(torch.float32),
     "bf16": Arithmetic(torch.bfloat16),
+    "bf16-rotation": Arithmetic(torch.bfloat16),  # which allows rotations to be rounded; here they are not
     "fp8": Arithmetic(torch.bfloat16, quantize_fp8_weight, rounds_activations=True),
     "w8a16": Arithmetic(torch.bfloat16, quantize_fp8_weight),
     "w4a16": Arithmetic(torch.bfloat16, quantize_int4_weight),

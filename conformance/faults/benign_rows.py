@@ -169,6 +169,35 @@ def rotary_by_complex_numbers() -> Rows:
     return {"rope": rope}
 
 
+def rotary_table_in_bf16() -> Rows:
+    def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+        cos, sin = _rounded_table(positions, frequencies)
+        half = len(frequencies)
+        first, second = wide(x[..., :half]), wide(x[..., half : 2 * half])
+        turned = torch.cat((first * wide(cos) - second * wide(sin), first * wide(sin) + second * wide(cos)), dim=-1)
+        return torch.cat((turned.to(x.dtype), x[..., 2 * half :]), dim=-1)
+
+    return {"rope": rope}
+
+
+def rotary_products_in_bf16() -> Rows:
+    """x cos + rotate_half(x) sin, each of them rounded."""
+
+    def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+        cos, sin = (torch.cat((part, part), dim=-1) for part in _rounded_table(positions, frequencies))
+        half = len(frequencies)
+        turning = x[..., : 2 * half]
+        rotated_half = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
+        return torch.cat((turning * cos + rotated_half * sin, x[..., 2 * half :]), dim=-1)
+
+    return {"rope": rope}
+
+
+def _rounded_table(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    angles = positions.float()[:, None, None] * frequencies.float()
+    return angles.cos().bfloat16(), angles.sin().bfloat16()
+
+
 # Everything at once
 
 
@@ -259,6 +288,13 @@ def sampling_by_thresholds() -> Rows:
             p = p * (p >= min_p * p.amax(dim=-1, keepdim=True))
             p = p / p.sum(dim=-1, keepdim=True)
         return p
+
+    return {"sampling": sampling}
+
+
+def sampling_ties_highest_first() -> Rows:
+    def sampling(logits: Tensor, *setting: Any) -> Tensor:
+        return R.sampling(logits.flip(-1), *setting).flip(-1)
 
     return {"sampling": sampling}
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from reference.config import ModelConfig
 from reference.generate import SamplingParams, generate
-from reference.model import Model
 
 from ..counters import Counters
 from ..guard import GuardedModel, GuardedSession
@@ -85,8 +84,3 @@ def check_greedy(
 
 def generate_greedily(model: GuardedModel, prompt_ids: list[int], count: int, mtp: int) -> list[int]:
     return list(model.generate(prompt_ids, count, mtp=mtp, temperature=0.0).tokens)
-
-
-def legal_models(oracle: OracleModel) -> list[Model]:
-    """The models that legal evaluations come from."""
-    return oracle._legal

@@ -18,7 +18,6 @@ from reference.model import Model
 from ..guard import GuardedSession
 from ..oracle import OracleModel
 from ..tolerance import ConformanceError, DotBound, Envelope
-from .contexts import legal_models
 
 Routing = Mapping[int, tuple[Tensor, Tensor]]  # by layer: expert ids and expert weights [T, A]
 
@@ -94,7 +93,7 @@ def _replay_all(
 ) -> Replays:
     chosen = {layer: torch.tensor(rows) for layer, rows in ids}
     accumulate = oracle.profile.accumulate
-    legal = [replay(model, list(token_ids), chosen, accumulate) for model in legal_models(oracle)]
+    legal = [replay(model, list(token_ids), chosen, accumulate) for model in oracle.legal_models()]
     return Replays(replay(oracle.model, list(token_ids), chosen, accumulate), legal)
 
 

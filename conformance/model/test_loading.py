@@ -22,7 +22,7 @@ from ..profiles import Profile
 from ..tolerance import ENVELOPE_FACTOR, bit_exact, within
 from ..under_test import UnderTest
 from . import tiny
-from .contexts import check_logits, legal_models, random_tokens
+from .contexts import check_logits, random_tokens
 from .loading import Load
 from .refusal import check_refused
 from .test_drafts import draft_logits_of
@@ -132,13 +132,13 @@ def test_another_tensor_gives_another_model(
         names = list({_kind(names[place]): names[place] for place in order}.values())
     tokens = random_tokens(oracle.config, CONTEXT, seed)
     engine_before = engine_outputs(load(folder), tokens, _depth(names[0]))
-    exact_before, legal_before = outputs_of(oracle.model, tokens), outputs_of(legal_models(oracle)[1], tokens)
+    exact_before, legal_before = outputs_of(oracle.model, tokens), outputs_of(oracle.legal_models()[1], tokens)
     for number, name in enumerate(names):
         depth, other = _depth(name), tiny.write(tmp_path / str(number), fields, changed(tensors, fields, name, seed))
         other_oracle = OracleModel(other, engine.profile)
         moves = [
             outputs_of(model, tokens).of(depth) - before.of(depth)
-            for model, before in ((other_oracle.model, exact_before), (legal_models(other_oracle)[1], legal_before))
+            for model, before in ((other_oracle.model, exact_before), (other_oracle.legal_models()[1], legal_before))
         ]
         got = engine_outputs(load(other), tokens, depth)
         counters.add(f"{name}_would_show", bool(ENVELOPE_FACTOR * abs(share(moves[1], moves[0]) - 1) < 0.5))

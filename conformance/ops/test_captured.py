@@ -41,9 +41,9 @@ def qk_norm(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -
 def rope(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -> None:
     x, positions, frequencies = inputs
     got = engine.op("rope")(*inputs)
-    bound = test_rope.rotation_bound(x, positions, frequencies, got.dtype, engine.profile.accumulate)
+    bound = test_rope.rotation_bound(x, positions, frequencies, got.dtype, engine.profile)
     counters.add("positions_above_0", int((positions > 0).sum()))
-    within(got, exact("rope", *inputs), bound, "(gamma_3 + gamma_2 angle) (|a| + |b|) + 1/2 ulp", counters, where)
+    within(got, exact("rope", *inputs), bound, test_rope.rotation_rule(engine.profile), counters, where)
 
 
 def attention(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -> None:
@@ -55,7 +55,8 @@ def attention(engine: UnderTest, inputs: Inputs, counters: Counters, where: str)
 def head_gate(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -> None:
     gate = inputs[1].double().sigmoid()
     counters.add("gates_that_are_neither_open_nor_shut", int(((gate > 0.01) & (gate < 0.99)).sum()))
-    test_head_gate.TOLERANCE.check(engine.op("head_gate")(*inputs), exact("head_gate", *inputs), counters, where)
+    got, want = engine.op("head_gate")(*inputs), exact("head_gate", *inputs)
+    test_head_gate.TOLERANCE.check(got, want, counters, where, inputs[1][..., None])
 
 
 def linear(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -> None:
@@ -72,7 +73,7 @@ def swiglu(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) ->
     gate, up = (exact("linear", x, weight).to(x.dtype) for weight in (gate_weight, up_weight))
     counters.add("gates", gate.numel())
     got = engine.op("swiglu")(gate, up, limit)
-    test_swiglu.TOLERANCE.check(got, exact("swiglu", gate, up, limit), counters, where)
+    test_swiglu.TOLERANCE.check(got, exact("swiglu", gate, up, limit), counters, where, gate)
 
 
 def router(engine: UnderTest, inputs: Inputs, counters: Counters, where: str) -> None:

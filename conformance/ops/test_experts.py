@@ -17,6 +17,7 @@ from ..tolerance import Envelope, Residual, bit_exact
 from ..under_test import UnderTest
 
 SHAPES = [(11, 48, 40, 7, 3), (1, 264, 32, 12, 8), (33, 24, 18, 9, 2), (0, 16, 8, 4, 2)]  # T, D, F, E, A
+PUBLISHED = {"widths": (65, 4096, 1280, 3, 2), "number of experts": (9, 40, 24, 288, 8)}
 FAMILIES = ["randn", "saturating", "one_loud_channel", "mixed_rows", "zeros"]
 Weight = Tensor | QuantizedWeight
 Inputs = tuple[Tensor, Tensor, Tensor, Weight, Weight, Weight]
@@ -98,6 +99,18 @@ def test_each_expert_counts_once(engine: UnderTest, counters: Counters, case: Ca
     parts = contributions("experts", *args)
     got = engine.op("experts")(*args)
     Residual(legal("experts", engine.profile, *args), loop(*args), parts).check(got, counters, case)
+
+
+@clause("MOE-1")
+@pytest.mark.full
+@pytest.mark.parametrize("what", PUBLISHED)
+def test_experts_of_published_sizes(engine: UnderTest, counters: Counters, what: str) -> None:
+    case = Case("randn", PUBLISHED[what], 0)
+    args = (*inputs(engine, case), 7.0)
+    counters.add("experts_with_tokens", len(args[1].unique()))
+    Envelope(legal("experts", engine.profile, *args), exact("experts", *args)).check(
+        engine.op("experts")(*args), counters, case
+    )
 
 
 @clause("MOE-1")

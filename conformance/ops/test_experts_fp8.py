@@ -14,10 +14,11 @@ from ..profiles import PROFILES
 from ..strategies import Case, for_cases
 from ..tolerance import Envelope, Residual, bit_exact
 from ..under_test import UnderTest
-from .test_experts import contributions, dense_inputs
+from .test_experts import PUBLISHED, contributions, dense_inputs
 
 # T, D, F, E, A; widths with several groups of 128 and short last ones
 SHAPES = [(9, 264, 136, 7, 3), (1, 256, 130, 5, 4), (33, 130, 128, 9, 2), (17, 264, 264, 6, 2), (0, 128, 40, 4, 2)]
+ISOLATED = (9, 136, 130, 7, 3)  # judged once for each of its experts
 FAMILIES = ["randn", "saturating", "one_loud_channel", "mixed_rows", "zeros"]
 PROFILE = PROFILES["fp8"]
 LOUD = 64  # times another block: bfloat16 sums then err by an eighth
@@ -59,6 +60,16 @@ def test_each_expert_counts_once(engine: UnderTest, counters: Counters, case: Ca
 
 
 @clause("MOE-5")
+@pytest.mark.full
+@pytest.mark.parametrize("what", PUBLISHED)
+def test_experts_of_published_sizes(engine: UnderTest, counters: Counters, what: str) -> None:
+    case = Case("randn", PUBLISHED[what], 0)
+    args = (*inputs(case), 7.0)
+    counters.add("experts_with_tokens", len(args[1].unique()))
+    envelope(args).check(engine.op("experts_fp8")(*args), counters, case)
+
+
+@clause("MOE-5")
 def test_sums_of_blocks_are_added_in_float32(engine: UnderTest, counters: Counters) -> None:
     """Two loud blocks of inputs cancel exactly; between them lies a block that a narrow sum would lose."""
     case = Case("randn", (9, 384, 128, 7, 3), 0)
@@ -85,7 +96,7 @@ def test_a_token_does_not_depend_on_its_neighbours(engine: UnderTest, counters: 
 
 @clause("MOE-4")
 def test_an_experts_codes_and_scales_reach_only_its_own_tokens(engine: UnderTest, counters: Counters) -> None:
-    case = Case("randn", SHAPES[0], 0)
+    case = Case("randn", ISOLATED, 0)
     x, ids, weights, *stacked = dense_inputs(PROFILE, case)
     quantize, run = FORMATS["fp8"].quantize, engine.op("experts_fp8")
     got = run(x, ids, weights, *map(quantize, stacked), 7.0)

@@ -11,6 +11,7 @@ from ..tolerance import Envelope, bit_exact
 from ..under_test import UnderTest
 
 SHAPES = [(5, 96, 40), (1, 264, 130), (17, 48, 200), (0, 24, 16), *token_counts(24, 40)]  # T, D, F
+SHARED_EXPERT = (65, 4096, 1280)  # its published widths
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -38,6 +39,15 @@ def test_projects_up_activates_within_the_limit_and_projects_down(
     counters.add("ups_beyond_7", int((up.abs() > 7).sum()))
     counters.add("gates_beyond_7", int((exact("linear", x, gate_weight) > 7).sum()))
     Envelope(legal("mlp", engine.profile, *args), exact("mlp", *args)).check(got, counters, case)
+
+
+@clause("MLP-1")
+@pytest.mark.full
+def test_a_shared_expert_of_published_widths(engine: UnderTest, counters: Counters) -> None:
+    case = Case("randn", SHARED_EXPERT, 0)
+    args = (*inputs(engine, case), 16.0)
+    counters.add("tokens", len(args[0]))
+    Envelope(legal("mlp", engine.profile, *args), exact("mlp", *args)).check(engine.op("mlp")(*args), counters, case)
 
 
 @clause("MLP-1")

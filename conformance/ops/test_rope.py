@@ -11,6 +11,7 @@ from reference.ops.rope import inverse_frequencies
 from ..clauses import clause
 from ..counters import Counters
 from ..oracle import exact
+from ..profiles import Profile
 from ..strategies import LAST_POSITION, POSITIONS, Case, for_cases, token_counts
 from ..tolerance import DotBound, bit_exact, gamma, ulp, within
 from ..under_test import UnderTest
@@ -24,26 +25,33 @@ PUBLISHED_FACTORS = {
     14: 1.138363, 15: 1.374499, 16: 1.576436, 17: 1.733729, 18: 1.847569, 19: 1.925649, 20: 1.977251,
 }  # fmt: skip
 LAST_DIGIT = 1e-6
-
-
 ANGLE_ROUNDINGS = 2  # of a frequency, and of its product with the position
+TURN_ROUNDINGS = 3  # of a cosine or sine, of its product, and of their sum
+NARROW_ROUNDINGS = 2  # of a cosine or sine, and of its product, where a profile rounds them: to nearest
+
+
+def turn_error(profile: Profile) -> float:
+    """How far a cos t - b sin t may be off for a right t, as a share of |a| + |b| and before its last rounding."""
+    narrow = 0.0 if profile.rotation is None else gamma(NARROW_ROUNDINGS, profile.rotation) / 2
+    return gamma(TURN_ROUNDINGS, profile.accumulate) + narrow
+
+
+def rotation_rule(profile: Profile) -> str:
+    narrow = "" if profile.rotation is None else f" + gamma_2 / 2 of {profile.rotation}"
+    return f"(gamma_3 + gamma_2 angle{narrow}) (|a| + |b|) + 1/2 ulp"
 
 
 def rotation_bound(
-    x: torch.Tensor,
-    positions: torch.Tensor,
-    frequencies: torch.Tensor,
-    dtype: torch.dtype,
-    accumulate: torch.dtype,
+    x: torch.Tensor, positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype, profile: Profile
 ) -> torch.Tensor:
-    """Forward bound of a cos t - b sin t: |a| + |b| times three roundings and the error of t, and half an ulp.
+    """Forward bound of a cos t - b sin t: |a| + |b| times the error of a turn and the error of t, and half an ulp.
 
     The angle t is as exact as two roundings leave it; at position 262143 that is the larger part.
     """
     half = len(frequencies)
     size = x.double().abs()[..., :half] + x.double().abs()[..., half : 2 * half]
-    angle_error = gamma(ANGLE_ROUNDINGS, accumulate) * positions.double()[:, None] * frequencies
-    share = gamma(3, accumulate) + angle_error[:, None, :]
+    angle_error = gamma(ANGLE_ROUNDINGS, profile.accumulate) * positions.double()[:, None] * frequencies
+    share = turn_error(profile) + angle_error[:, None, :]
     rest = torch.zeros_like(x[..., 2 * half :], dtype=torch.float64)
     magnitude = torch.cat((size, size, rest), dim=-1)
     return torch.cat((share * size, share * size, rest), dim=-1) + ulp(magnitude, dtype) / 2
@@ -61,8 +69,8 @@ def test_rotates_half_split_pairs_by_position_times_frequency(
     got = engine.op("rope")(x, positions, frequencies)
     want = exact("rope", x, positions, frequencies)
     counters.add("elements_that_rotate", int((want[..., :rotary_dim] != x[..., :rotary_dim].double()).sum()))
-    bound = rotation_bound(x, positions, frequencies, got.dtype, engine.profile.accumulate)
-    within(got, want, bound, "(gamma_3 + gamma_2 angle) (|a| + |b|) + 1/2 ulp", counters, case)
+    bound = rotation_bound(x, positions, frequencies, got.dtype, engine.profile)
+    within(got, want, bound, rotation_rule(engine.profile), counters, case)
     bit_exact(got[..., rotary_dim:], x[..., rotary_dim:], counters, f"{case}, dimensions {rotary_dim} and above")
 
 
@@ -81,9 +89,8 @@ def test_a_unit_vector_becomes_the_cosine_and_sine_of_its_own_pair(
         angle = position * frequencies[i].item()
         want[i, i], want[i, i + half] = math.cos(angle), math.sin(angle)
         want[i + half, i + half], want[i + half, i] = math.cos(angle), -math.sin(angle)
-    bound = rotation_bound(x, torch.tensor([position]), frequencies, got.dtype, engine.profile.accumulate)[0]
-    rule = "gamma_3 + gamma_2 angle + 1/2 ulp"
-    within(got, want, bound, rule, counters, f"unit vectors at position {position}")
+    bound = rotation_bound(x, torch.tensor([position]), frequencies, got.dtype, engine.profile)[0]
+    within(got, want, bound, rotation_rule(engine.profile), counters, f"unit vectors at position {position}")
 
 
 @clause("ROPE-1")
@@ -107,10 +114,10 @@ def test_published_llama3_factors_give_the_angles_of_full_layers(engine: UnderTe
         angle = position * unscaled / factor
         want = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
         published = angle * LAST_DIGIT / factor if pair in PUBLISHED_FACTORS else 0.0
-        rounding = gamma(3, engine.profile.accumulate) + angle * gamma(ANGLE_ROUNDINGS, engine.profile.accumulate)
+        rounding = turn_error(engine.profile) + angle * gamma(ANGLE_ROUNDINGS, engine.profile.accumulate)
         bound = published + rounding + ulp(torch.ones(2), got.dtype) / 2
         counters.add("pairs_whose_scaling_shows", angle * (factor - 1) > float(bound.max()))
-        rule = "last published digit + gamma_3 + gamma_2 angle + 1/2 ulp"
+        rule = f"last published digit + {rotation_rule(engine.profile)}"
         within(got[[pair, pair + 32]], want, bound, rule, counters, f"pair {pair} at position {position}")
 
 
@@ -129,9 +136,9 @@ def test_scores_depend_on_the_distance_only(
         for start in (0, 1, 777, 131_071, LAST_POSITION - distance):
             q_position, k_position = torch.tensor([start + distance]), torch.tensor([start])
             rotated_q, rotated_k = rope(q, q_position, frequencies), rope(k, k_position, frequencies)
-            dtypes = (rotated_q.dtype, engine.profile.accumulate)
+            rounding = (rotated_q.dtype, engine.profile)
             moved = sum(
-                (rotation_bound(x, position, frequencies, *dtypes) * other.double().abs()).sum()
+                (rotation_bound(x, position, frequencies, *rounding) * other.double().abs()).sum()
                 for x, position, other in ((q, q_position, rotated_k), (k, k_position, rotated_q))
             )
             bound = torch.as_tensor(moved) + DotBound(128, torch.float64).error(

@@ -13,7 +13,7 @@ from ..tolerance import UlpBound, within
 from ..under_test import UnderTest
 
 SHAPES = [(5, 40), (1, 1280), (0, 24), *token_counts(22)]  # T, F
-TOLERANCE = UlpBound(ulps=2, roundings=6)  # exp (2), 1 + it, the quotient, the product, and one for exp's argument
+TOLERANCE = UlpBound(ulps=2, roundings=5)  # exp (2), 1 + it, the quotient, the product; and exp's argument, by its size
 LIMITS = (0.0, 7.0, 16.0)  # the published ones
 
 # gate, up and the product at limit 7; clamping before the activation would give 6.99362 in the fourth
@@ -33,7 +33,7 @@ def test_multiplies_the_activated_gate_by_up_each_within_its_limit(
     counters.add("gates_above_the_limit", int((gate > beyond).sum()))
     counters.add("ups_beyond_the_limit_on_either_side", int((up.abs() > beyond).sum()))
     counters.add("gates_below_the_negative_limit", int((gate < -beyond).sum()))
-    TOLERANCE.check(got, exact("swiglu", gate, up, limit), counters, case)
+    TOLERANCE.check(got, exact("swiglu", gate, up, limit), counters, case, gate)
 
 
 @clause("ACT-1")
@@ -47,7 +47,7 @@ def test_published_vectors(engine: UnderTest, counters: Counters, gate: float, u
     silu = held_gate / (1 + math.exp(-held_gate))
     closed_form = min(silu, 7.0) * max(-7.0, min(7.0, held_up))
     exact_result = torch.tensor([[closed_form]], dtype=torch.float64)
-    TOLERANCE.check(got, exact_result, counters, f"gate {gate}, up {up}")
+    TOLERANCE.check(got, exact_result, counters, f"gate {gate}, up {up}", inputs[0])
     if dtype == torch.float32:
         digits = torch.tensor([[max(abs(want) * 1e-5, 1e-7)]])  # six digits are given
         within(got, torch.tensor([[want]], dtype=torch.float64), digits, "published digits", counters, f"{gate}, {up}")
@@ -60,7 +60,7 @@ def test_the_clamp_follows_the_activation(engine: UnderTest, counters: Counters)
     gate = torch.tensor([[7.25, 7.5, 8.0, 20.0, 300.0]], dtype=dtype)
     got = engine.op("swiglu")(gate, torch.full_like(gate, 0.75), 7.0)
     want = torch.full((1, 5), 7 * 0.75, dtype=torch.float64)
-    TOLERANCE.check(got, want, counters, "gates above 7")
+    TOLERANCE.check(got, want, counters, "gates above 7", gate)
 
 
 @clause("ACT-1")
@@ -69,4 +69,4 @@ def test_no_limit_does_not_clamp(engine: UnderTest, counters: Counters) -> None:
     gate, up = torch.tensor([[40.0, 500.0, 3.0]], dtype=dtype), torch.tensor([[30.0, -2.0, -700.0]], dtype=dtype)
     want = exact("swiglu", gate, up, 0.0)
     assert want[0, 0].item() == pytest.approx(1200.0)
-    TOLERANCE.check(engine.op("swiglu")(gate, up, 0.0), want, counters, "no limit")
+    TOLERANCE.check(engine.op("swiglu")(gate, up, 0.0), want, counters, "no limit", gate)

@@ -159,5 +159,5 @@ def engine() -> HfTransformers:
 
 
 def bf16_engine() -> HfTransformers:
-    """In bfloat16, the dtype of the published weights."""
-    return HfTransformers("transformers-bf16", "bf16")
+    """In bfloat16, the dtype of the published weights, which it rotates in bfloat16, too."""
+    return HfTransformers("transformers-bf16", "bf16-rotation")

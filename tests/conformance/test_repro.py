@@ -53,6 +53,8 @@ def test_a_check_that_passes_has_nothing_to_reproduce(tmp_path: Path, capsys: py
 
 def test_a_check_of_an_operator_names_its_row() -> None:
     assert row_of("conformance/ops/test_rope.py::test_x[1]") == "rope"
+    assert row_of("conformance/ops/test_captured.py::test_x[router]") == "router"
+    assert row_of("conformance/ops/test_captured.py::test_x[text]") is None
     assert row_of("conformance/model/test_cache.py::test_x") is None
     assert probable_part("conformance/ops/test_rope.py::test_x", "ROPE-1", [], None, None) == "rope"
     assert probable_part("conformance/model/test_cache.py::test_x", "CACHE-1", [], None, None) == "cache"

@@ -174,3 +174,13 @@ def test_an_engine_that_rounds_less_than_its_profile_is_right_too() -> None:
     assert "no further from unrounded arithmetic" in next(iter(counters.evidence))
     with pytest.raises(ConformanceError):
         Envelope(legal_results, want, ideal=ideal).check(ideal * 1.2, Counters(), "neither")
+
+
+def test_a_sigmoid_may_be_off_by_the_rounding_of_its_exponent() -> None:
+    """exp2 of a float32 product, as kernels form it, is within; the same without the allowance is not."""
+    x = torch.linspace(-20, 20, 4001)[None]
+    got = 1 / (1 + torch.exp2(-x * torch.tensor(math.log2(math.e))))
+    rule, exact = UlpBound(ulps=2, roundings=5), torch.sigmoid(x.double())
+    rule.check(got, exact, Counters(), "with", exponents=x)
+    with pytest.raises(ConformanceError):
+        rule.check(got, exact, Counters(), "without")

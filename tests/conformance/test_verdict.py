@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conformance.faults.catalogue import BENIGN, EQUIVALENTS, FAULTS
 from conformance.prove import Outcome, gate_names
 from reports.schema import ConformanceOutcome, Status, loads
 
+NANO = ROOT / "reference" / "nano"
 LINEAR = "conformance/ops/test_linear.py"
 
 
@@ -115,6 +117,17 @@ def test_an_unknown_profile_is_a_usage_error(tmp_path: Path) -> None:
     judgement = judge(tmp_path / "checks.json", "conformance/", "--engine=partial_engines:unknown_profile")
     assert judgement.exit_code == 4
     assert "profile: is 'float7'; want one of float32, bf16" in judgement.output
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_usage_error_and_no_engines_fault(tmp_path: Path) -> None:
+    shutil.copytree(NANO, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    for folder, message in (("absent", "no such folder; want one with config.json"), ("cut", "truncated or not a saf")):
+        judgement = judge(tmp_path / "checks.json", "conformance/", f"--checkpoint={tmp_path / folder}")
+        assert judgement.exit_code == 4, judgement.output
+        assert message in judgement.output
+        assert judgement.record == {}
 
 
 def test_a_check_whose_counter_stays_zero_is_inconclusive(tmp_path: Path) -> None:
