@@ -9,6 +9,7 @@ from pathlib import Path
 from .machine import Fact
 
 CPUINFO = Path("/proc/cpuinfo")
+COMMIT_OF_A_COPY = "S35_COMMIT"  # for machines that get the files without their history
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -63,13 +64,17 @@ def package_version(name: str) -> Fact:
 
 
 def suite_commit() -> Fact:
-    """The commit of the checkout that this package runs from."""
+    """The commit of the checkout that this package runs from, or of which S35_COMMIT says that it is a copy."""
+    if COMMIT_OF_A_COPY in os.environ:
+        return Fact(os.environ[COMMIT_OF_A_COPY], f"environment variable {COMMIT_OF_A_COPY}")
     outside = _not_a_checkout()
     return outside or _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD")
 
 
 def suite_dirty() -> Fact:
     """Whether files differ from that commit or are unknown to it; ignored files do not count."""
+    if COMMIT_OF_A_COPY in os.environ:
+        return Fact(None, f"environment variable {COMMIT_OF_A_COPY}", "a copy without its history")
     outside = _not_a_checkout()
     if outside:
         return outside
