@@ -103,6 +103,8 @@ def gather(paths: Sequence[Path], extra: Iterable[Measurement] = ()) -> Page:
         page.sources.append(file.name if file.name != "result.json" else f"{file.parent.name}/result.json")
         _add(page, file)
     page.measurements += extra
+    if not page.verdicts:
+        page.reasons.append(Reason("nothing was measured here: each number is published by others or a projection"))
     page.reasons = _grouped(page.reasons[:MOST_REASONS])
     return page
 

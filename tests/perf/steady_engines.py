@@ -1,5 +1,6 @@
 """Engines whose operators last a set time, so that a slowdown can be planted and a machine's noise does not matter."""
 
+import os
 import time
 
 from reference.engine import bf16_engine
@@ -36,5 +37,6 @@ class Steady:
 
 
 engine = Steady(0.010)
-slower = Steady(0.0107)
+slower = Steady(0.030)
+planted = Steady(float(os.environ.get("STEADY_CALL_S", "0.010")))  # the same engine, made slower from outside
 wrong = Steady(0.010, wrong=True)

@@ -137,6 +137,13 @@ def test_a_page_without_reasons_has_no_why(tmp_path):
     assert "Why" not in Reader(text).headings
 
 
+def test_a_page_of_what_others_say_is_inconclusive_and_says_why():
+    page = page_of()
+    assert page.verdict is Verdict.INCONCLUSIVE
+    assert page.reasons[0].text.startswith("nothing was measured here")
+    assert "nothing was measured here" in as_html(page)
+
+
 def test_the_worst_verdict_is_that_of_the_page(journal):
     page = page_of(journal, OPERATORS)
     assert [verdict for _, verdict, _ in page.verdicts] == [Verdict.INCONCLUSIVE, Verdict.FAIL]
