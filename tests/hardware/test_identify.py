@@ -160,7 +160,7 @@ def test_the_record_is_json_and_names_no_host(without_driver):
     assert len(platform.node()) < 4 or platform.node() not in text
 
 
-def test_a_copy_without_its_history_names_its_commit_and_does_not_say_it_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_without_its_history_names_its_commit_and_is_not_called_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S35_COMMIT", "abc123")
     assert (host.suite_commit().value, host.suite_commit().source) == ("abc123", "environment variable S35_COMMIT")
     assert host.suite_dirty().value is None
