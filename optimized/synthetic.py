@@ -92,8 +92,10 @@ class _Maker:
         if kind is None:
             return self.normal(*shape, scale=scale)
         if kind == "int4":
-            scales = torch.full((*shape[:-1], -(-shape[-1] // GROUP)), scale / INT4_SPREAD, dtype=torch.float16)
-            return Int4Weight(self._bytes(*shape[:-1], shape[-1] // 2), scales.to(self.device), GROUP)
+            # Codes reach from -8 to 7: without signs, weights have a mean, and all tokens come to look alike.
+            signs = self._bytes(*shape[:-1], -(-shape[-1] // GROUP)).bitwise_and_(1).to(torch.float16) * 2 - 1
+            codes = self._bytes(*shape[:-1], shape[-1] // 2)
+            return Int4Weight(codes, signs * (scale / INT4_SPREAD), GROUP)
         blocks = (*shape[:-2], -(-shape[-2] // GROUP), -(-shape[-1] // GROUP))
         codes = self._bytes(*shape).bitwise_and_(FP8_BELOW_TWO).view(torch.float8_e4m3fn)
         return Fp8Weight(codes, torch.full(blocks, scale / self._fp8_spread, device=self.device))
