@@ -49,7 +49,21 @@ class OptimizedEngine:
         return {row: getattr(importlib.import_module(f"{__package__}.ops.{row}"), row) for row in ROWS}
 
     def load_model(self, checkpoint: Path) -> "OptimizedModel":
-        """Load a checkpoint in the published format, with caches for a handful of contexts.
+        """Load a checkpoint to be judged, with caches for a handful of contexts.
+
+        Raises:
+            NotImplementedError: on a CPU, where one interpreted step takes seconds.
+            ConfigError, CheckpointError, ValueError: as ``load_anywhere``.
+        """
+        if torch.device(self.device).type == "cpu":
+            raise NotImplementedError(
+                "load_model: the device is cpu, where Triton's interpreter takes seconds a step; want a CUDA device, "
+                "or --engine optimized.engine:interpreted_engine"
+            )
+        return self.load_anywhere(checkpoint)
+
+    def load_anywhere(self, checkpoint: Path) -> "OptimizedModel":
+        """Load a checkpoint in the published format on any device; on a CPU it runs interpreted.
 
         Raises:
             ConfigError, CheckpointError: it is not one.
@@ -92,8 +106,17 @@ class OptimizedEngine:
             interpret()
 
 
+class InterpretedEngine(OptimizedEngine):
+    """Offers the whole model on a CPU too, for whoever has the minutes."""
+
+    def load_model(self, checkpoint: Path) -> "OptimizedModel":
+        """As ``load_anywhere``."""
+        return self.load_anywhere(checkpoint)
+
+
 engine = OptimizedEngine("optimized", "bf16")
 float32_engine = OptimizedEngine("optimized-float32", "float32")
 fp8_engine = OptimizedEngine("optimized-fp8", "fp8")
 w8a16_engine = OptimizedEngine("optimized-w8a16", "w8a16")
 w4a16_engine = OptimizedEngine("optimized-w4a16", "w4a16")
+interpreted_engine = InterpretedEngine("optimized-interpreted", "bf16")
