@@ -224,7 +224,7 @@ def _generate_here(args: Namespace, prompt_ids: list[int], sampling: Any, show: 
 
 
 def _generate_elsewhere(args: Namespace, prompt_ids: list[int], sampling: Any, eos_ids: frozenset[int]) -> Any:
-    """Generate with a registered engine; its time is not known by parts, and so no speed is."""
+    """Generate with another engine; its time is shown where it is known by parts."""
     from dataclasses import asdict
 
     from conformance.engine import find_engine, move
@@ -244,6 +244,8 @@ def _generate_elsewhere(args: Namespace, prompt_ids: list[int], sampling: Any, e
         finish_reason="stop" if tokens and tokens[-1] in eos_ids else "length",
         drafted_per_position=list(made.drafted_per_position),
         accepted_per_position=list(made.accepted_per_position),
+        prefill_s=getattr(made, "prefill_s", None),
+        decode_s=getattr(made, "decode_s", None),
     )
 
 
