@@ -85,7 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, run: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled CI job keeps its results, too
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return ExitCode.INTERRUPTED
     except KeyboardInterrupt:
         print(f"s35 {command}: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED

@@ -117,3 +117,10 @@ def test_the_traceback_of_a_mistake_is_there_when_asked_for(mount, capsys, monke
     mount(raising(ValueError("x: is 1; want 2")))
     assert s35.main(["work"]) == ExitCode.USAGE
     assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    words = f"{sys.executable} -P -m s35 fit --hardware dgx_spark --context 262144 --json | head -c 10"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("{")
+    assert done.stderr == ""
