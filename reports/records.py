@@ -19,6 +19,7 @@ def of_model(record: Mapping[str, Any], hardware: str | None) -> Iterator[Measur
     """One step a scenario: its rate or, with drafts, its time; and what its memory held."""
     command = record["command"]
     engine = command[command.index("--engine") + 1] if "--engine" in command else "optimized"
+    engine = " ".join([engine, *([record["model"]["format"]] if "format" in record["model"] else [])])
     for result in record["results"]:
         scenario = result["scenario"]
         yield _step(result, scenario, engine, hardware)

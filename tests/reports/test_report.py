@@ -122,8 +122,21 @@ def test_the_verdict_comes_first_then_why_with_its_command(journal, tmp_path):
     assert lines[0].startswith("# INCONCLUSIVE: ")
 
 
-def test_a_command_is_shown_once_below_the_reasons_that_it_shows_again():
-    page = gather([OPERATORS])
+@pytest.fixture
+def wrong_operators(tmp_path):
+    """The published record, with eight outputs that were wrong."""
+    record = json.loads(OPERATORS.read_text())
+    wrong = [result for result in record["results"] if result["op"] == "experts_fp8"]
+    assert len(wrong) == 8
+    for result in wrong:
+        result |= {"outcome": "FAIL", "us": None, "share": None, "reason": "rows 0 of 1: 2.5 times the tolerance"}
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_a_command_is_shown_once_below_the_reasons_that_it_shows_again(wrong_operators):
+    page = gather([wrong_operators])
     assert [bool(reason.command) for reason in page.reasons] == [False, False, False, False, True]
 
 
@@ -144,8 +157,8 @@ def test_a_page_of_what_others_say_is_inconclusive_and_says_why():
     assert "nothing was measured here" in as_html(page)
 
 
-def test_the_worst_verdict_is_that_of_the_page(journal):
-    page = page_of(journal, OPERATORS)
+def test_the_worst_verdict_is_that_of_the_page(journal, wrong_operators):
+    page = page_of(journal, wrong_operators)
     assert [verdict for _, verdict, _ in page.verdicts] == [Verdict.INCONCLUSIVE, Verdict.FAIL]
     assert page.verdict is Verdict.FAIL
 
@@ -197,7 +210,8 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
         step("decode 8 x 4096", None, batch=8) | {"reason": "the budget of 200 s was spent"},
     ]
     record = {"kind": "perf model", "command": ["s35", "perf", "model", "--engine", "mine"], "date": "2026-11-24",
-              "machine": machine, "ceilings": None, "results": results, "model": {}, "speculation": []}  # fmt: skip
+              "machine": machine, "ceilings": None, "results": results, "model": {"format": "int4"},
+              "speculation": []}  # fmt: skip
     path = tmp_path / "model.json"
     path.write_text(json.dumps(record))
     page = gather([path])
@@ -210,7 +224,7 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
     text = as_html(page)
     assert "decode 8 x 4096: the budget of 200 s was spent" in text
     assert "Memory by part (measured)" in text
-    assert "nvidia_h200_sxm, mine (measured)" in text
+    assert "nvidia_h200_sxm, mine int4 (measured)" in text
 
 
 def test_markdown_fits_a_comment(journal):
