@@ -1,6 +1,6 @@
 """Triton kernels for ``reference.ops.router``: logits in float32, then the choice of each token.
 
-Two launches: one, in which the program that finishes a token's logits last chooses, took longer on an H200 (6.8 us
+Two launches: one, in which the program that finishes a token's logits last chooses, took longer on an H200 (7.2 us
 against 6.3 for one token, 2026-11-24), as it waits for memory three times more.
 """
 
