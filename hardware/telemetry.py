@@ -31,7 +31,6 @@ HARMLESS = {
     "UserDefinedClocks": "clocks set by a user",
 }
 POWER_INSTANT_MW = 186  # NVML_FI_DEV_POWER_INSTANT: the plain call is an average over a second since GA100
-LEAST_ENERGY_WINDOW_S = 1.0  # the counter moves every 10 to 100 ms
 
 
 @dataclass(frozen=True)
@@ -200,19 +199,16 @@ class Telemetry:
 
     Attributes:
         samples: in order.
-        energy_j: over the block, of the board; a reason where it is not known or the block was too short.
     """
 
     def __init__(self, index: int = 0, every_s: float = 0.1, read: Callable[[int], GpuState | Fact] = read_gpu) -> None:
         self.samples: list[Sample] = []
-        self.energy_j = Fact(None, "nvml", "the block has not ended")
         self._index, self._every_s, self._read = index, every_s, read
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Telemetry":
         self._started = time.monotonic()
-        self._first = self._read(self._index)
         self._thread.start()
         return self
 
@@ -220,7 +216,6 @@ class Telemetry:
         self._stop.set()
         self._thread.join()
         self._note()
-        self.energy_j = self._energy(self._first, self._read(self._index), time.monotonic() - self._started)
 
     @property
     def slowed_by(self) -> tuple[str, ...]:
@@ -243,16 +238,3 @@ class Telemetry:
         self.samples.append(
             Sample(at_s, None if clock is None else int(clock), None if power is None else int(power), state.slowed_by)
         )
-
-    @staticmethod
-    def _energy(first: GpuState | Fact, last: GpuState | Fact, seconds: float) -> Fact:
-        if isinstance(first, Fact):
-            return first
-        if isinstance(last, Fact):
-            return last
-        if first.energy_j.value is None or last.energy_j.value is None:
-            return first.energy_j if first.energy_j.value is None else last.energy_j
-        if seconds < LEAST_ENERGY_WINDOW_S:
-            reason = f"the block took {seconds:.2f} s; want {LEAST_ENERGY_WINDOW_S:g} s or more, as the counter is slow"
-            return Fact(None, first.energy_j.source, reason)
-        return Fact(int(last.energy_j.value) - int(first.energy_j.value), f"{first.energy_j.source}, gpu_board")

@@ -11,21 +11,26 @@ import pytest
 import torch
 
 from conformance.engine import find_engine, move
+from hardware.energy import EnergyWindow, counters_of
 from hardware.identify import identify
 from hardware.machine import Fact
 from hardware.telemetry import GpuState, Telemetry, read_gpu
 from reports.baseline import key_of, load
 from reports.gate import compare_entry
 from reports.journal import Journal
-from reports.measurement import Comparison, Measurement
+from reports.measurement import Comparison, Measurement, Quality
+from reports.records import break_even, main_of, of_scenario
 from reports.verdict import Verdict
 
 from .benchmark import replay, set_clock
 from .carve_out import DriverCarveOut
 from .case import Case
 from .measure import MOST_NOISE, DeviceTimer, HostTimer, Outcome, Timer, measure
+from .model import How, NotOfferedError, Scenario, Subject, measure_scenario
 from .recording import Recording, doubts_about, settings_of
 from .sampling import StopRule
+from .shapes import PUBLISHED
+from .whole import WEIGHTS, Wanted, subject_of
 from .workload import Workload, tensors_of
 
 RECORDING: pytest.StashKey[Recording] = pytest.StashKey()
@@ -33,12 +38,24 @@ BEFORE: pytest.StashKey[GpuState | Fact] = pytest.StashKey()
 HOST_SETS = 4
 L2_MULTIPLE = 5  # of the L2 cache: what the sets of a cold workload hold together
 UNUSED = "ignore:Benchmark fixture was not used"  # by a test that failed or was skipped before it had times
+SCENARIO = (
+    "only scenarios of the whole model whose name has this, as in 'tg128 @ d4096'; may be repeated; without --op, no "
+    "operators; with --op and without this, no scenarios"
+)
 RERUNS = 2  # of a suspected regression, before it counts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("perf", "how fast an inference engine is; also --engine and --device")
     group.addoption("--op", action="append", default=[], metavar="ROW", help="only this operator; may be repeated")
+    group.addoption("--scenario", action="append", default=[], metavar="TEXT", help=SCENARIO)
+    group.addoption("--weights", choices=WEIGHTS, help="of the whole model; default: synthetic on a GPU, without "
+                    "--checkpoint; else the checkpoint's")  # fmt: skip
+    group.addoption("--config", type=Path, default=PUBLISHED, metavar="FILE", help="of synthetic weights")
+    group.addoption("--format", choices=("int4", "fp8", "bf16"), default="int4", help="of synthetic experts (int4)")
+    group.addoption("--prompts", metavar="FILE", help="text, .jsonl or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]; default: "
+                    "the packaged text")  # fmt: skip
+    group.addoption("--budget", type=float, metavar="S", help="begin nothing more after so many seconds; --resume does")
     group.addoption("--only", action="append", default=[], metavar="ID", help="only this measurement; may be repeated")
     group.addoption("--results", type=Path, metavar="FILE.jsonl", help="write each measurement there, as it is made")
     group.addoption("--resume", action="store_true", help="go on with --results where it was interrupted")
@@ -72,6 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
             "shapes": "published" if gpu else "nano",
             "warm": config.getoption("--warm"),
             "min_time_s": config.getoption("--min-time"),
+            "scenarios": sorted(config.getoption("--scenario")),
+            "model": Wanted.of(config).settings(),
         },
     )
     baseline = load(config.getoption("--baseline")) if config.getoption("--baseline") else None
@@ -91,7 +110,8 @@ def pytest_configure(config: pytest.Config) -> None:
         journal=_journal(config, settings, machine, asdict(ceilings) if ceilings else None),
         baseline=baseline,
         max_regression=config.getoption("--max-regression"),
-        chosen=bool(config.getoption("--op") or config.getoption("--only") or config.option.keyword),
+        chosen=any(config.getoption(name) for name in ("--op", "--scenario", "--only", "keyword")),
+        budget_s=config.getoption("--budget"),
     )
     stale = baseline.staleness() if baseline else None
     if stale:
@@ -126,7 +146,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    config.stash[RECORDING].expected = sum("timed" in getattr(item, "fixturenames", ()) for item in items)
+    empty = [item for item in items if any("empty parameter set" in str(mark) for mark in item.iter_markers("skip"))]
+    items[:] = [item for item in items if item not in empty]  # operators, or scenarios, that nobody asked for
+    config.stash[RECORDING].expected = sum("recorded" in getattr(item, "fixturenames", ()) for item in items)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -137,7 +159,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
         failed = session.testsfailed
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
             recording.doubts += doubts_about(session.config.stash[BEFORE], _after(session.config))
-            verdict, reasons = recording.verdict(failed, recording.expected - len(recording.measurements))
+            verdict, reasons = recording.verdict(failed, recording.expected - failed)
             session.config.stash[VERDICT] = (verdict, reasons)
             if recording.journal:
                 recording.journal.end(verdict, reasons)
@@ -194,48 +216,132 @@ def device_benchmark() -> None:
     """Marks a test whose times are replayed to pytest-benchmark; ``pytest_runtest_setup`` sees its name."""
 
 
+Measure = Callable[[], list[Measurement]]
+
+
 @pytest.fixture
-def timed(
-    request: pytest.FixtureRequest,
-    benchmark: Any,
-    recording: Recording,
-    rows: dict[str, Callable[..., Any]],
-    reference_rows: dict[str, Callable[..., Any]],
-    device_benchmark: None,
-) -> Callable[[Case, str], None]:
-    """Time one case, record it, compare it with the baseline, and fail where it is wrong or slower."""
+def recorded(
+    request: pytest.FixtureRequest, benchmark: Any, recording: Recording, device_benchmark: None
+) -> Callable[[Measurement, Measure], None]:
+    """Measure, record, compare with the baseline, and fail what is wrong or slower.
+
+    Its argument makes new measurements each time: what the test is about first, then what else was seen.
+    """
     config = request.config
 
-    def run(case: Case, cache: str) -> None:
-        operator = _operator(case, rows, recording.subject)
-        probe = recording.measurement_of(case, Outcome(None, "not timed", "", cache))
-        if config.getoption("--only") and probe.id not in config.getoption("--only"):
+    def run(blank: Measurement, once: Measure) -> None:
+        if config.getoption("--only") and blank.id not in config.getoption("--only"):
             pytest.skip("another measurement is asked for")
-        if recording.journal and probe.id in recording.journal.done:
-            done = recording.journal.done[probe.id]
+        if recording.journal and blank.id in recording.journal.done:
+            done = recording.journal.done[blank.id]
             recording.measurements.append(done)
-            if done.value is None:
-                pytest.fail(f"{case.name}: {done.reason}", pytrace=False)
+            if done.value is None and done.quality is not Quality.UNSUPPORTED:
+                pytest.fail(f"{blank.name}: {done.reason}", pytrace=False)
             pytest.skip("resumed: measured before the interrupt")
+        if recording.is_spent():
+            pytest.skip(f"the budget of {config.getoption('--budget'):g} s was spent")
         if not benchmark.enabled:  # --benchmark-disable: one plain call
-            benchmark.pedantic(lambda: Workload(case, operator, reference_rows[case.reference_row], _device(config)))
+            benchmark.pedantic(once)
             return
-        once = partial(_once, config, case, cache, operator, reference_rows[case.reference_row])
-        measurement, outcome = _judged(recording, case, once)
-        recording.add(measurement)
-        energy = recording.energy_of(measurement, outcome)
-        if energy:
-            recording.add(energy)
+        measurement, *others = _judged(recording, once)
+        for one in (*others, measurement):  # what is resumed by, last: a crash between them loses nothing
+            recording.add(one)
         for name in ("value", "unit", "stop", "comparison", "smallest_detectable"):
             request.node.user_properties.append((name, getattr(measurement, name)))  # to JUnit, of either family
+        if measurement.quality is Quality.UNSUPPORTED:
+            pytest.skip(f"not supported: {measurement.reason}")
         if measurement.value is None:
-            pytest.fail(f"{case.name}: {measurement.reason}", pytrace=False)
+            pytest.fail(f"{measurement.name}: {measurement.reason}", pytrace=False)
         info = {"clock": measurement.clock, "cache": measurement.cache, "stop": measurement.stop}
-        replay(request.node, benchmark, [us / 1e6 for us in measurement.samples], id=measurement.id, **info)
+        replay(request.node, benchmark, _seconds(measurement), id=measurement.id, **info)
         if measurement.comparison is Comparison.SLOWER:
             pytest.fail(_slower(measurement), pytrace=False)
 
     return run
+
+
+def _seconds(measurement: Measurement) -> list[float]:
+    """Samples as pytest-benchmark wants them: of rates, the time of one token."""
+    if measurement.better == "higher":
+        return [1 / rate for rate in measurement.samples]
+    unit_s = {"us": 1e-6, "ms": 1e-3}[measurement.unit]
+    return [sample * unit_s for sample in measurement.samples]
+
+
+@pytest.fixture
+def timed(
+    request: pytest.FixtureRequest,
+    recorded: Callable[[Measurement, Measure], None],
+    recording: Recording,
+    rows: dict[str, Callable[..., Any]],
+    reference_rows: dict[str, Callable[..., Any]],
+) -> Callable[[Case, str], None]:
+    """Time one case."""
+
+    def run(case: Case, cache: str) -> None:
+        operator, reference = _operator(case, rows, recording.subject), reference_rows[case.reference_row]
+
+        def once() -> list[Measurement]:
+            outcome = _once(request.config, case, cache, operator, reference)
+            measurement = recording.measurement_of(case, outcome)
+            energy = recording.energy_of(measurement, outcome)
+            return [measurement, energy] if energy else [measurement]
+
+        recorded(recording.measurement_of(case, Outcome(None, "not timed", "", cache)), once)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_model(pytestconfig: pytest.Config, recording: Recording) -> Subject | str:
+    """The model that is measured, loaded or made once; or why there is none."""
+    device = _device(pytestconfig)
+    engine = find_engine(pytestconfig.getoption("--engine"))
+    move(engine, device)
+    try:
+        return subject_of(engine, device, Wanted.of(pytestconfig))
+    except NotOfferedError as error:
+        return str(error)
+
+
+@pytest.fixture
+def measured(
+    request: pytest.FixtureRequest,
+    recorded: Callable[[Measurement, Measure], None],
+    recording: Recording,
+) -> Callable[[Scenario], None]:
+    """Time one scenario of the whole model."""
+    config, hardware = request.config, recording.hardware
+    how = How(_rule(config), recording.ceilings, *_guards(config), config.getoption("--max-noise"), _energy(config))
+    name = recording.subject_of(Wanted.of(config).format_name)
+
+    def run(scenario: Scenario) -> None:
+        def once() -> list[Measurement]:
+            subject = request.getfixturevalue("whole_model")  # late: what is resumed or not asked for loads nothing
+            if isinstance(subject, str):
+                pytest.skip(f"no whole model: {subject}")
+            result = asdict(measure_scenario(subject, scenario, how))
+            found = list(of_scenario(result, name, hardware, "pytest perf/"))
+            plain = recording.plain_of(found[0])
+            return [*found, break_even(found[0], plain)] if plain and found[0].value else found
+
+        recorded(replace(main_of(asdict(scenario), name, hardware), cache="cold"), once)
+
+    return run
+
+
+def _rule(config: pytest.Config) -> StopRule:
+    return StopRule(least_s=config.getoption("--min-time"), most_s=config.getoption("--max-time"))
+
+
+def _guards(config: pytest.Config) -> tuple[Callable[[], Telemetry] | None, DriverCarveOut | None]:
+    """What watches a CUDA device meanwhile."""
+    device = torch.device(_device(config))
+    return (partial(Telemetry, device.index or 0), DriverCarveOut()) if device.type == "cuda" else (None, None)
+
+
+def _energy(config: pytest.Config) -> Callable[[], EnergyWindow]:
+    return lambda: EnergyWindow(counters_of(_device(config)))
 
 
 def _device(config: pytest.Config) -> str:
@@ -257,19 +363,12 @@ def _once(
 ) -> Outcome:
     """One measurement from new inputs."""
     device = _device(config)
-    rule = StopRule(least_s=config.getoption("--min-time"), most_s=config.getoption("--max-time"))
     with torch.inference_mode():
         work = Workload(case, operator, reference, device, _sets(case, device, cache))
-        timer: Timer = HostTimer(cache) if device == "cpu" else DeviceTimer(cache, case.waits)
-        index = torch.device(device).index or 0
-        return measure(
-            work,
-            timer,
-            rule,
-            None if device == "cpu" else partial(Telemetry, index),
-            None if device == "cpu" else DriverCarveOut(),
-            config.getoption("--max-noise"),
-        )
+        timer: Timer[Workload] = HostTimer(cache) if device == "cpu" else DeviceTimer(cache, case.waits)
+        watch, carve_out = _guards(config)
+        noise = config.getoption("--max-noise")
+        return measure(work, timer, _rule(config), watch, carve_out, noise, _energy(config)())
 
 
 def _sets(case: Case, device: str, cache: str) -> int:
@@ -287,22 +386,21 @@ def _sets(case: Case, device: str, cache: str) -> int:
     return int(max(2, min(case.max_sets, -(-wanted // max(fresh, 1)))))
 
 
-def _judged(recording: Recording, case: Case, once: Callable[[], Outcome]) -> tuple[Measurement, Outcome]:
+def _judged(recording: Recording, once: Measure) -> list[Measurement]:
     """Measure; where the baseline says slower, measure anew before believing it."""
-    outcome = once()
-    measurement = recording.measurement_of(case, outcome)
+    measurement, *others = once()
     entry = recording.entry_for(measurement)
     if measurement.value is None or recording.baseline is None:
-        return measurement, outcome
+        return [measurement, *others]
     if entry is None:
-        return replace(measurement, comparison=Comparison.NEW), outcome
+        return [replace(measurement, comparison=Comparison.NEW), *others]
     values = [measurement.value]
     compared = compare_entry(entry, values, recording.max_regression)
     if compared.word in (Comparison.SLOWER, Comparison.AMBIGUOUS):
         for _ in range(RERUNS):
-            again = recording.measurement_of(case, once())
+            again, *_ = once()
             if again.value is None:
-                return again, outcome
+                return [again, *others]
             values.append(again.value)
         compared = compare_entry(entry, values, recording.max_regression)
     word = compared.word
@@ -315,7 +413,7 @@ def _judged(recording: Recording, case: Case, once: Callable[[], Outcome]) -> tu
         comparison=word,
         smallest_detectable=compared.smallest_detectable,
     )
-    return judged, outcome
+    return [judged, *others]
 
 
 def _slower(measurement: Measurement) -> str:

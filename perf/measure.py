@@ -5,11 +5,14 @@ On a CPU each call is timed alone, its inputs rotating, with the caches flushed 
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from hardware.energy import EnergyWindow
+from hardware.machine import Fact
 from hardware.telemetry import Telemetry
 
 from .carve_out import CarveOut
@@ -18,6 +21,8 @@ from .timing import CaptureError, EventStopwatch, GraphStopwatch, spread
 from .trusted import disagreement, patched, perf_counter
 from .workload import Workload, Wrong, copies_of, spots
 
+NOT_COUNTED = Fact(None, "none", "nobody looked for a counter")
+
 MOST_NOISE = 0.05  # (90th - 10th percentile) / median
 CLOCKS_AGREE = 0.05
 LOWEST_CLOCK = 0.75  # of the highest that was seen: below, nvbench drops the sample
@@ -25,7 +30,17 @@ FLUSH_BYTES = 1 << 26
 FORESEEABLE = 64  # calls among which those that are checked are picked
 
 
-class Timer(Protocol):
+class Work(Protocol):
+    """What is timed, and can say whether its output is right: an operator's ``Workload``, or steps of a model."""
+
+    def run_checked(self, index: int = 0) -> Wrong | None: ...
+    def weights_changed(self) -> Wrong | None: ...
+
+
+SomeWork = TypeVar("SomeWork", bound=Work, contravariant=True)
+
+
+class Timer(Protocol[SomeWork]):
     """Times calls of a workload.
 
     Attributes:
@@ -35,11 +50,11 @@ class Timer(Protocol):
     clock: str
     cache: str
 
-    def prepare(self, work: Workload) -> Callable[[], float]:
+    def prepare(self, work: SomeWork) -> Callable[[], float]:
         """Get ready; each use of the answer gives the microseconds of one call."""
         ...
 
-    def verify(self, work: Workload) -> Wrong | None:
+    def verify(self, work: SomeWork) -> Wrong | None:
         """After timing: was what was timed right, on inputs that it had not seen?"""
         ...
 
@@ -52,7 +67,8 @@ class Outcome:
         samples: None: wrong, so it has no time.
         wrong: why.
         suspicions: what makes the time untrustworthy, each a sentence.
-        energy_j: of the board over the samples; None: not known.
+        energy_mj: over warm-up and samples, ``energy_calls`` of them; not counted has its reason.
+        energy_scope: whose: gpu_board, cpu_package.
     """
 
     samples: Samples | None
@@ -60,22 +76,29 @@ class Outcome:
     clock: str
     cache: str
     suspicions: tuple[str, ...] = ()
-    energy_j: float | None = None
+    energy_mj: Fact = NOT_COUNTED
+    energy_scope: str = ""
+
+    @property
+    def energy_calls(self) -> int:
+        return self.samples.warmup + len(self.samples.us) if self.samples else 0
 
 
 def measure(
-    work: Workload,
-    timer: Timer,
+    work: SomeWork,
+    timer: Timer[SomeWork],
     rule: StopRule,
     watch: Callable[[], Telemetry] | None = None,
     carve_out: CarveOut | None = None,
     most_noise: float = MOST_NOISE,
+    energy: EnergyWindow | None = None,
 ) -> Outcome:
     """Check the output, time the calls, check again.
 
     Args:
         watch: makes what reads the GPU meanwhile; None: there is no GPU.
         carve_out: of the L2 cache, which is given back before and looked at after; None: there is no such thing.
+        energy: is read around warm-up and samples.
     """
     blank = Outcome(None, None, timer.clock, timer.cache)
     wrong = work.run_checked()
@@ -85,10 +108,10 @@ def measure(
         carve_out.reset()
     next_us = timer.prepare(work)
     telemetry = watch() if watch else None
-    if telemetry:
-        with telemetry:
-            samples = sample(next_us, rule)
-    else:
+    with ExitStack() as around:
+        for one in (telemetry, energy):
+            if one:
+                around.enter_context(one)
         samples = sample(next_us, rule)
     changed = patched()
     if changed:
@@ -102,17 +125,13 @@ def measure(
         timer.clock,
         timer.cache,
         tuple(_suspicions(samples, telemetry, carve_out, most_noise)),
-        _energy(telemetry),
+        energy.spent_mj if energy else NOT_COUNTED,
+        energy.scope if energy else "",
     )
 
 
 def _without_time(blank: Outcome, why: str) -> Outcome:
     return Outcome(None, why, blank.clock, blank.cache)
-
-
-def _energy(telemetry: Telemetry | None) -> float | None:
-    value = telemetry.energy_j.value if telemetry else None
-    return None if value is None else float(value)
 
 
 def _suspicions(

@@ -1,70 +1,56 @@
-"""The whole model of a geometry, timed: steps of decoding, of speculation, of batches, and chunks of prompts.
+"""The whole model, timed: steps of decoding, of speculation, of batches, and prompts.
 
-An engine takes part that has ``synthetic_model(config, format, seed, correlation)``: random weights, made on the
-device, so that neither a checkpoint nor a download is needed. The most important measurements come first, and none is
-begun once the budget of time is spent.
+`pytest perf/` and `s35 perf model` measure the same scenarios by this code.
+
+Either a checkpoint is measured, through the protocol that the judge uses and on real text (``checkpoint_work``), or a
+geometry with random weights, for which an engine has ``synthetic_model`` (``synthetic_work``). The most important
+scenarios come first, and none is begun once the budget of time is spent.
 """
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from hardware.energy import EnergyWindow
+from hardware.telemetry import Telemetry
 from reference.config import ModelConfig
+from reports.records import ACCEPTANCE_LENGTHS
 
-from .cost import US_PER_S, Ceilings
-from .model_cost import FORMATS, expected_distinct, prefill_cost, step_bytes
+from .carve_out import CarveOut
+from .cost import Ceilings
+from .measure import MOST_NOISE, Outcome, Work, measure
+from .model_cost import Stored, expected_distinct, prefill_cost, step_bytes
+from .sampling import StopRule
 from .timing import spread
+from .workload import Wrong
 
-REPLAYS = 24
-DISTINCT_DRAWS = 4
-KERNELS_LISTED = 24
-ACCEPTANCE_LENGTHS = (1.0, 2.0, 2.5, 3.0, 3.5, 4.0)
-
-
-class Decoding(Protocol):
-    """Contexts that decode; see ``optimized.synthetic``."""
-
-    full_bytes: int
-    sliding_bytes: int
-    predicted_bytes: int
-    allocated_bytes: int
-
-    def rewind(self) -> None: ...
-    def next_tokens(self, number: int) -> None: ...
-    def step(self) -> Any: ...
-    def replay(self) -> None: ...
-    def distinct_experts(self, number: int) -> list[int]: ...
-
-
-class Measured(Protocol):
-    """A model with random weights."""
-
-    weight_bytes: int
-    description: Any
-
-    def decoding(self, batch: int, context: int, num_drafts: int, captures: bool) -> Decoding: ...
-    def chunk(self, start: int, num_tokens: int) -> Any: ...
+GENERATED, GENERATED_SMALL = 128, 32
+SMALL_CONTEXT = 4096  # positions, at most, of a model that is measured at small depths
+SETTLING = 8  # tokens that are generated before those that are timed
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One measurement: a step of decoding, or with ``chunk`` tokens a chunk of a prompt after ``context`` tokens."""
+    """One measurement: steps of decoding after ``context`` tokens, or with ``chunk`` tokens a prompt after those."""
 
     batch: int
     context: int
     num_drafts: int = 0
     chunk: int = 0
     profiled: bool = False
+    generated: int = GENERATED
 
     @property
     def name(self) -> str:
+        """In the words of llama-bench."""
         if self.chunk:
-            return f"prefill {self.chunk} after {self.context}"
-        drafts = f", MTP-{self.num_drafts}" if self.num_drafts else ""
-        return f"decode {self.batch} x {self.context}{drafts}"
+            return f"pp{self.chunk}" + (f" @ d{self.context}" if self.context else "")
+        name = f"tg{self.generated} @ d{self.context}"
+        name += f", batch {self.batch}" if self.batch > 1 else ""
+        return name + (f", MTP-{self.num_drafts}" if self.num_drafts else "")
 
 
 GPU_SCENARIOS = (
@@ -74,17 +60,43 @@ GPU_SCENARIOS = (
     Scenario(1, 262_144, num_drafts=3),
     Scenario(1, 32_768),
     Scenario(1, 131_072),
+    Scenario(1, 0),
+    Scenario(1, 0, chunk=8192, profiled=True),
+    Scenario(1, 0, chunk=512),
+    Scenario(1, 0, chunk=2048),
+    Scenario(1, 0, chunk=32_768),
+    Scenario(8, 4096, profiled=True),
     Scenario(1, 4096, num_drafts=1),
     Scenario(1, 4096, num_drafts=2),
-    Scenario(8, 4096, profiled=True),
     Scenario(32, 4096),
     Scenario(128, 2048),
-    Scenario(1, 0, chunk=8192, profiled=True),
     Scenario(1, 24_576, chunk=8192),
     Scenario(1, 122_880, chunk=8192),
     Scenario(1, 253_952, chunk=8192),
 )
 CPU_SCENARIOS = (Scenario(2, 96), Scenario(1, 96, num_drafts=3), Scenario(1, 0, chunk=48))
+PROMPTS = (512, 1024, 2048, 8192, 32_768)
+DEPTHS = (0, 4096, 32_768, 131_072)
+DEPTHS_SMALL = (0, 512, 1024)
+BATCHES = (2, 4, 8)
+
+
+def scenarios_of(config: ModelConfig) -> tuple[Scenario, ...]:
+    """Those of a checkpoint: as far as its positions reach; a small model generates less at smaller depths."""
+    positions = config.max_position_embeddings
+    small = positions <= SMALL_CONTEXT
+    generated = GENERATED_SMALL if small else GENERATED
+    deepest = (positions - generated - SETTLING - 1) // 256 * 256
+    depths = [depth for depth in (DEPTHS_SMALL if small else DEPTHS) if depth < deepest]
+    middle = depths[1] if len(depths) > 1 else 0
+    most = config.num_nextn_predict_layers
+    found = [Scenario(1, middle), *([Scenario(1, middle, num_drafts=most)] if most else [])]
+    found += [Scenario(1, depth) for depth in dict.fromkeys((*depths, deepest)) if depth != middle]
+    found += [Scenario(1, 0, chunk=length) for length in PROMPTS if length + SETTLING < positions]
+    found += [Scenario(1, deepest, num_drafts=most)] if most and deepest > middle else []
+    found += [Scenario(1, middle, num_drafts=drafts) for drafts in range(1, most)]
+    found += [Scenario(batch, middle) for batch in BATCHES]
+    return tuple(replace(one, generated=generated) for one in found)
 
 
 @dataclass(frozen=True)
@@ -92,15 +104,22 @@ class ModelResult:
     """One scenario.
 
     Attributes:
-        ms: median over steps; None where it was not measured, for ``reason``.
+        ms: median over samples, of a step or a prompt; None where it was not measured, for ``reason``.
         tokens_per_s: of all sequences, without any accepted draft; of a prompt's tokens for a chunk.
+        generated_per_s: with the drafts that were accepted; None where weights are random.
         read_bytes: what a step cannot avoid reading, by what it is.
         floor_ms: those bytes, or the arithmetic of a chunk, at the ceilings of the same run.
         ratio: ms / floor_ms.
         distinct: experts touched, mean over layers and draws; expected: of uniform, independent choices.
         host_share: what a step takes longer where the host starts each one and reads its result.
         launches: kernels of one step; kernels: the longest of them, with their number and their time together.
-        memory: bytes, predicted and measured.
+        memory: bytes, by part; ``memory_predicted`` by formula.
+        samples_us, warmup, stop, clock, suspicions: as ``measure`` has them.
+        wrong: why its output is none; then it has no time.
+        offered: False: the engine has no such thing, for ``reason``.
+        energy: tokens, millijoules or the reason why they were not counted, source and scope.
+        acceptance: tokens a step, and the share of drafts that were accepted, by position.
+        text: what it was measured on.
     """
 
     name: str
@@ -108,6 +127,7 @@ class ModelResult:
     ms: float | None = None
     spread: float | None = None
     tokens_per_s: float | None = None
+    generated_per_s: float | None = None
     read_bytes: Mapping[str, float] = field(default_factory=dict)
     flops: float | None = None
     floor_ms: float | None = None
@@ -119,222 +139,211 @@ class ModelResult:
     launches: int | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
     memory: Mapping[str, float] = field(default_factory=dict)
+    memory_predicted: Mapping[str, float] = field(default_factory=dict)
     prepared_s: float | None = None
+    samples_us: tuple[float, ...] = ()
+    warmup: int | None = None
+    stop: str | None = None
+    clock: str | None = None
+    suspicions: tuple[str, ...] = ()
+    wrong: str | None = None
+    offered: bool = True
+    energy: Mapping[str, Any] = field(default_factory=dict)
+    acceptance: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
     reason: str = ""
 
 
+class NotOfferedError(Exception):
+    """The engine has no such thing; the message says what."""
+
+
+class ModelWork(Work, Protocol):
+    """One scenario, opened.
+
+    Attributes:
+        clock: as ``reports.measurement`` names it.
+        distinct: experts that a step touches in each layer that has them; empty where nobody can see.
+    """
+
+    clock: str
+    distinct: Sequence[float]
+
+    def next_us(self) -> float:
+        """Microseconds of one more step, or prompt."""
+        ...
+
+    def add_details(self, result: ModelResult) -> ModelResult:
+        """What is known after timing: memory, kernels, acceptance."""
+        ...
+
+
+class Subject(Protocol):
+    """A whole model that is measured.
+
+    Attributes:
+        stored: formats of its weights; None: not known, so nothing has a floor.
+        text: what it is measured on.
+    """
+
+    config: ModelConfig
+
+    @property
+    def stored(self) -> Stored | None: ...
+
+    text: str
+    weight_bytes: int
+
+    def open(self, scenario: Scenario) -> ModelWork:
+        """Get ready.
+
+        Raises:
+            NotOfferedError: the engine has no such thing.
+        """
+        ...
+
+    def description(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class How:
+    """How scenarios are measured.
+
+    Attributes:
+        watch, carve_out: as of ``measure``.
+        energy: makes what reads the counters around the samples.
+    """
+
+    rule: StopRule
+    ceilings: Ceilings | None = None
+    watch: Callable[[], Telemetry] | None = None
+    carve_out: CarveOut | None = None
+    most_noise: float = MOST_NOISE
+    energy: Callable[[], EnergyWindow] | None = None
+
+
+class _WorkTimer:
+    """Lets a scenario time itself; weights alone exceed every cache, and each sample reads other tokens."""
+
+    cache = "cold"
+
+    def __init__(self, clock: str) -> None:
+        self.clock = clock
+
+    def prepare(self, work: ModelWork) -> Callable[[], float]:
+        return work.next_us
+
+    def verify(self, work: ModelWork) -> Wrong | None:
+        return work.run_checked(1)
+
+
+def measure_scenario(subject: Subject, scenario: Scenario, how: How) -> ModelResult:
+    """Open, check, time, check again; one that breaks is a result of its own, not the end of the others."""
+    import torch
+
+    blank = ModelResult(scenario.name, dataclasses.asdict(scenario), text=subject.text)
+    started = time.monotonic()
+    try:
+        with torch.inference_mode():
+            work = subject.open(scenario)
+            prepared_s = time.monotonic() - started
+            energy = how.energy() if how.energy else None
+            outcome = measure(work, _WorkTimer(work.clock), how.rule, how.watch, how.carve_out, how.most_noise, energy)
+            result = _timed(replace(blank, prepared_s=prepared_s), subject, scenario, work, outcome, how.ceilings)
+            return work.add_details(result) if result.ms is not None else result
+    except NotOfferedError as error:
+        return replace(blank, offered=False, reason=str(error))
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        return replace(blank, reason=f"{type(error).__name__}: {line[:300]}")
+
+
 def measure_all(
-    model: Measured,
-    config: ModelConfig,
-    format: str,
-    scenarios: Sequence[Scenario],
-    device: str,
-    ceilings: Ceilings | None,
-    budget_s: float,
-    say: Callable[[ModelResult], None],
+    subject: Subject, scenarios: Sequence[Scenario], how: How, budget_s: float, say: Callable[[ModelResult], None]
 ) -> list[ModelResult]:
     """Measure in order until the budget is spent; what is left says so."""
     import torch
 
     started, results = time.monotonic(), []
     for scenario in scenarios:
-        fields = dataclasses.asdict(scenario)
         if time.monotonic() - started > budget_s:
-            result = ModelResult(scenario.name, fields, reason=f"the budget of {budget_s:g} s was spent")
+            spent = f"the budget of {budget_s:g} s was spent"
+            result = ModelResult(scenario.name, dataclasses.asdict(scenario), reason=spent)
         else:
-            try:
-                with torch.inference_mode():
-                    measure = _chunk if scenario.chunk else _decoding
-                    result = measure(model, config, format, scenario, device, ceilings)
-            except Exception as error:  # one that breaks is a result of its own, not the end of the others
-                line = (str(error).strip().splitlines() or [""])[0]
-                result = ModelResult(scenario.name, fields, reason=f"{type(error).__name__}: {line[:300]}")
-        if torch.device(device).type == "cuda":
+            result = measure_scenario(subject, scenario, how)
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say(result)
         results.append(result)
     return results
 
 
-def _decoding(
-    model: Measured, config: ModelConfig, format: str, scenario: Scenario, device: str, ceilings: Ceilings | None
+def _timed(
+    blank: ModelResult,
+    subject: Subject,
+    scenario: Scenario,
+    work: ModelWork,
+    outcome: Outcome,
+    ceilings: Ceilings | None,
 ) -> ModelResult:
-    clock = _Clock(device)
-    clock.reset_peak()
-    started = time.monotonic()
-    decoding = model.decoding(scenario.batch, scenario.context, scenario.num_drafts, clock.is_cuda)
-    opened = clock.allocated()
-    decoding.next_tokens(0)
-    decoding.step()
-    clock.wait()
-    prepared_s = time.monotonic() - started
-    draws = [decoding.distinct_experts(number) for number in range(DISTINCT_DRAWS if clock.is_cuda else 1)]
-    distinct = [statistics.mean(layer) for layer in zip(*draws, strict=True)]
-    decoding.rewind()
-    replays = REPLAYS if clock.is_cuda else 1
-    times_ms = clock.times_ms(decoding.next_tokens, decoding.replay, replays)
-    decoding.rewind()
-    host_ms = _with_host(decoding, clock, replays) if clock.is_cuda else None
-    ms = statistics.median(times_ms)
-    launches, kernels = kernels_of(decoding.replay) if scenario.profiled and clock.is_cuda else (None, [])
-    read = step_bytes(config, FORMATS[format], scenario.batch, scenario.context, scenario.num_drafts, distinct)
-    floor_ms = sum(read.values()) / (ceilings.read_gb_per_s * 1e6) if ceilings else None
-    uniform = expected_distinct(config, scenario.batch * (scenario.num_drafts + 1))
-    memory = {
-        "weights": model.weight_bytes,
-        "kv_full": decoding.full_bytes,
-        "kv_sliding": decoding.sliding_bytes,
-        "cache_predicted": decoding.predicted_bytes,
-        "cache_measured": decoding.allocated_bytes,
-        "allocated": opened,
-        "activations_and_workspace": clock.peak() - opened,
-        "device_in_use": clock.in_use(),
+    samples = outcome.samples
+    if samples is None:
+        return replace(blank, wrong=outcome.wrong, reason=outcome.wrong or "not timed", clock=outcome.clock)
+    us = statistics.median(samples.us)
+    if us <= 0:
+        return replace(blank, reason="the difference of two times is not positive: this machine is too busy to tell")
+    tokens = scenario.chunk or scenario.batch
+    counted = {
+        "millijoules": outcome.energy_mj.value,
+        "tokens": outcome.energy_calls * tokens,
+        "source": outcome.energy_mj.source,
+        "reason": outcome.energy_mj.reason,
+        "scope": outcome.energy_scope,
     }
-    return ModelResult(
-        name=scenario.name,
-        scenario=dataclasses.asdict(scenario),
-        ms=ms,
-        spread=spread(times_ms),
-        tokens_per_s=scenario.batch / ms * 1000,
-        read_bytes=read,
-        floor_ms=floor_ms,
-        bound="memory",
-        ratio=ms / floor_ms if floor_ms else None,
-        distinct=statistics.mean(distinct) if distinct else None,
-        expected=statistics.mean(uniform.values()) if uniform else None,
-        host_share=host_ms / ms - 1 if host_ms is not None else None,
-        launches=launches,
-        kernels=kernels,
-        memory=memory,
-        prepared_s=prepared_s,
+    result = replace(
+        blank,
+        ms=us / 1000,
+        spread=spread(samples.us),
+        tokens_per_s=tokens / us * 1e6,
+        samples_us=samples.us,
+        warmup=samples.warmup,
+        stop=samples.stop,
+        clock=outcome.clock,
+        suspicions=outcome.suspicions,
+        energy=counted,
     )
+    return _with_floor(result, subject, scenario, work.distinct, ceilings)
 
 
-def _with_host(decoding: Decoding, clock: "_Clock", replays: int) -> float:
-    """Milliseconds of a step that the host starts, and whose result it reads while the next one runs."""
-    before: Any = None
-    decoding.step()
-    clock.wait()
-    started = time.perf_counter()
-    for _ in range(replays):
-        fetched = decoding.step()
-        if before is not None:
-            before.outcomes()
-        before = fetched
-    before.outcomes()
-    return (time.perf_counter() - started) * 1000 / replays
-
-
-def _chunk(
-    model: Measured, config: ModelConfig, format: str, scenario: Scenario, device: str, ceilings: Ceilings | None
+def _with_floor(
+    result: ModelResult, subject: Subject, scenario: Scenario, distinct: Sequence[float], ceilings: Ceilings | None
 ) -> ModelResult:
-    clock = _Clock(device)
-    clock.reset_peak()
-    started = time.monotonic()
-    chunk = model.chunk(scenario.context, scenario.chunk)
-    opened = clock.allocated()
-    chunk.run()
-    clock.wait()
-    prepared_s = time.monotonic() - started
-    times_ms = clock.times_ms(lambda number: None, chunk.run, 3 if clock.is_cuda else 1)
-    launches, kernels = kernels_of(chunk.run) if scenario.profiled and clock.is_cuda else (None, [])
-    ms, cost = statistics.median(times_ms), prefill_cost(config, FORMATS[format], scenario.context, scenario.chunk)
-    floor_ms, bound = None, "compute"
-    if ceilings:
-        compute_ms = cost.flops / (ceilings.tflops["bf16"] * 1e12) * US_PER_S / 1000
+    """The bytes that a step cannot avoid, or the arithmetic of a prompt, at the ceilings of this run."""
+    stored, config = subject.stored, subject.config
+    if stored is None:
+        return result
+    if scenario.chunk:
+        cost = prefill_cost(config, stored, scenario.context, scenario.chunk)
+        result = replace(result, flops=cost.flops)
+        if not ceilings or result.ms is None:
+            return result
+        compute_ms = cost.flops / ceilings.tflops["bf16"] / 1e9
         memory_ms = cost.hbm_bytes / (ceilings.read_gb_per_s * 1e6)
         floor_ms, bound = max(compute_ms, memory_ms), "compute" if compute_ms >= memory_ms else "memory"
-    return ModelResult(
-        name=scenario.name,
-        scenario=dataclasses.asdict(scenario),
-        ms=ms,
-        spread=spread(times_ms),
-        tokens_per_s=scenario.chunk / ms * 1000,
-        flops=cost.flops,
-        floor_ms=floor_ms,
-        bound=bound,
-        ratio=ms / floor_ms if floor_ms else None,
-        launches=launches,
-        kernels=kernels,
-        memory={"allocated": opened, "activations_and_workspace": clock.peak() - opened},
-        prepared_s=prepared_s,
+        return replace(result, floor_ms=floor_ms, bound=bound, ratio=result.ms / floor_ms)
+    uniform = expected_distinct(config, scenario.batch * (scenario.num_drafts + 1)).values()
+    context = min(scenario.context + scenario.generated // 2, config.max_position_embeddings)  # on average
+    read = step_bytes(config, stored, scenario.batch, context, scenario.num_drafts, distinct or list(uniform))
+    result = replace(
+        result,
+        read_bytes=read,
+        distinct=statistics.mean(distinct) if distinct else None,
+        expected=statistics.mean(uniform) if uniform else None,
     )
-
-
-class _Clock:
-    """Time and memory of a device; on a CPU, of this process's own clock."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        self._cuda: Any = torch.cuda
-        self.is_cuda = torch.device(device).type == "cuda"
-
-    def wait(self) -> None:
-        if self.is_cuda:
-            self._cuda.synchronize()
-
-    def times_ms(self, before: Callable[[int], None], call: Callable[[], None], count: int) -> list[float]:
-        """Each call's time; ``before(number)`` comes first and is not counted."""
-        if not self.is_cuda:
-            times = []
-            for number in range(count):
-                before(number)
-                started = time.perf_counter()
-                call()
-                times.append((time.perf_counter() - started) * 1000)
-            return times
-        pairs = []
-        for number in range(count):
-            before(number)
-            pair = tuple(self._cuda.Event(enable_timing=True) for _ in range(2))
-            pair[0].record()
-            call()
-            pair[1].record()
-            pairs.append(pair)
-        self._cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in pairs]
-
-    def allocated(self) -> int:
-        return int(self._cuda.memory_allocated()) if self.is_cuda else 0
-
-    def reset_peak(self) -> None:
-        if self.is_cuda:
-            self._cuda.reset_peak_memory_stats()
-
-    def peak(self) -> int:
-        return int(self._cuda.max_memory_allocated()) if self.is_cuda else 0
-
-    def in_use(self) -> int:
-        if not self.is_cuda:
-            return 0
-        free, total = self._cuda.mem_get_info()
-        return int(total - free)
-
-
-def kernels_of(call: Callable[[], None]) -> tuple[int | None, list[dict[str, Any]]]:
-    """How many kernels a call launches, and the longest by name; nothing where the device's counters are closed."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    call()
-    torch.cuda.synchronize()
-    try:
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            call()
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return None, []
-    rows: dict[str, list[float]] = {}
-    for event in profiled.events() or []:
-        if event.device_type != torch.autograd.DeviceType.CUDA:
-            continue
-        rows.setdefault(event.name, []).append(float(event.device_time_total))
-    if not rows:
-        return None, []
-    longest = sorted(rows.items(), key=lambda row: -sum(row[1]))[:KERNELS_LISTED]
-    listed = [{"kernel": name[:80], "launches": len(times), "us": sum(times)} for name, times in longest]
-    return sum(len(times) for times in rows.values()), listed
+    if not ceilings or result.ms is None:
+        return result
+    floor_ms = sum(read.values()) / (ceilings.read_gb_per_s * 1e6)
+    return replace(result, floor_ms=floor_ms, bound="memory", ratio=result.ms / floor_ms)
 
 
 def speculation(results: Sequence[ModelResult]) -> list[dict[str, Any]]:

@@ -110,6 +110,40 @@ def prefill_cost(config: ModelConfig, stored: Stored, start: int, num_tokens: in
     return Cost(sum(read.values()), flops)
 
 
+def held_weight_bytes(config: ModelConfig, stored: Stored, expert_sets: int | None = None) -> int:
+    """Weights of the whole model, its MTP layers included, as they lie in memory.
+
+    Args:
+        expert_sets: storages of experts, where several layers share one; None: each has its own.
+    """
+    hidden, vocab = config.hidden_size, config.vocab_size
+    head = matrix_bytes(stored.rest, vocab, hidden)
+    total = vocab * hidden * BF16_BYTES + head + hidden * BF16_BYTES
+    with_experts = [layer for layer in config.layers if layer.is_moe]
+    for layer in with_experts[: len(with_experts) if expert_sets is None else expert_sets]:
+        shape = (layer.num_experts, layer.intermediate_size, layer.hidden_size)
+        down = (layer.num_experts, layer.hidden_size, layer.intermediate_size)
+        total += 2 * matrix_bytes(stored.experts, *shape) + matrix_bytes(stored.experts, *down)
+    for layer in (*config.layers, *config.mtp_layers):
+        width = layer.shared_expert_intermediate_size if layer.is_moe else layer.intermediate_size
+        total += attention_bytes(layer, stored.rest) + mlp_bytes(layer, width, stored.rest)
+        total += (2 * hidden + 2 * layer.head_dim) * BF16_BYTES
+        if layer.is_moe:
+            total += layer.num_experts * (hidden * BF16_BYTES + 4)
+    return total + len(config.mtp_layers) * (
+        matrix_bytes(stored.rest, hidden, 2 * hidden) + head + 3 * hidden * BF16_BYTES
+    )  # fmt: skip
+
+
+def cached_bytes(config: ModelConfig, context: int, batch: int, item_bytes: int = BF16_BYTES) -> dict[str, int]:
+    """Keys and values of the backbone and the MTP layers, by kind, of sequences of one length."""
+    parts = {"kv_full": 0, "kv_sliding": 0}
+    for layer in (*config.layers, *config.mtp_layers):
+        held = min(context, layer.sliding_window or context)
+        parts[kv_kind(layer)] += batch * held * 2 * layer.num_key_value_heads * layer.head_dim * item_bytes
+    return parts
+
+
 def attended_pairs(start: int, num_tokens: int, window: int | None) -> float:
     """Pairs of a query and a key that it sees."""
     last = start + num_tokens

@@ -15,6 +15,7 @@ from reports.verdict import Verdict
 from .case import Case
 from .cost import Ceilings, floor
 from .measure import Outcome
+from .trusted import monotonic
 
 MOST_OF_ROOFLINE = 1.02  # above, the measurement is wrong: ceilings and cases are measured by one timer
 US = METRICS["us"]
@@ -39,6 +40,26 @@ class Recording:
     measurements: list[Measurement] = field(default_factory=list)
     expected: int = 0  # tests that were collected to measure
     chosen: bool = False  # some workloads only, so that others are not missed
+    budget_s: float | None = None
+    started: float = field(default_factory=monotonic)
+
+    def is_spent(self) -> bool:
+        """Whether the budget of time is; that makes the session inconclusive, as something was left out."""
+        spent = self.budget_s is not None and monotonic() - self.started > self.budget_s
+        doubt = f"the budget of {self.budget_s:g} s was spent: the rest was not measured" if spent else ""
+        if doubt and doubt not in self.doubts:
+            self.doubts.append(doubt)
+        return spent
+
+    def subject_of(self, format: str) -> str:
+        """The engine, and the format of the model's weights where that is chosen."""
+        return " ".join(filter(None, [self.subject, format]))
+
+    def plain_of(self, step: Measurement) -> Measurement | None:
+        """Decoding without drafts at the depth of a step with them."""
+        wanted = {name: value for name, value in step.params.items() if name != "num_drafts"}
+        found = [one for one in self.measurements if one.group == "decode" and one.value and one.params == wanted]
+        return found[0] if found and step.metric == "step_ms" else None
 
     def measurement_of(self, case: Case, outcome: Outcome) -> Measurement:
         """Make the record of one timing, its roofline and its quality."""
@@ -82,8 +103,8 @@ class Recording:
         return timed
 
     def energy_of(self, measurement: Measurement, outcome: Outcome) -> Measurement | None:
-        """Energy over the samples, of the board; None: nothing counts it here, or they took too short a time."""
-        if outcome.energy_j is None:
+        """Energy over warm-up and samples; None: nothing counts it here, or they took too short a time."""
+        if outcome.energy_mj.value is None:
             return None
         of = METRICS["energy_j"]
         return replace(
@@ -93,13 +114,14 @@ class Recording:
             unit=of.unit,
             better=of.better,
             definition=of.definition,
-            value=outcome.energy_j,
+            value=int(outcome.energy_mj.value) / 1000,
             reason=None,
-            params={**measurement.params, "scope": "gpu_board"},
+            params={**measurement.params, "scope": outcome.energy_scope},
             samples=(),
             roofline=None,
             roofline_bound=None,
             roofline_source=None,
+            source=outcome.energy_mj.source,
         )
 
     def entry_for(self, measurement: Measurement) -> Entry | None:
@@ -114,18 +136,19 @@ class Recording:
 
     def missing(self) -> list[str]:
         """Names of workloads that the baseline has and this session has not."""
-        timed = {one.id for one in self.measurements if one.value is not None}
+        timed = {one.id for one in self.measurements if one.value is not None and one.kind is Kind.MEASURED}
         return [entry.name for id, entry in self.baseline.entries.items() if id not in timed] if self.baseline else []
 
     def verdict(self, failed: int, skipped: int) -> tuple[Verdict, list[str]]:
         """What the session comes to: FAIL where a test failed, INCONCLUSIVE where something is in doubt."""
-        timed = [one for one in self.measurements if one.value is not None]
+        found = [one for one in self.measurements if one.value is not None and one.kind is Kind.MEASURED]
+        timed = [one for one in found if one.samples]  # what else was seen, bytes for one, makes no session
         doubts = list(self.doubts)
         if not timed:
             doubts.append(f"nothing was timed: {skipped} skipped of {self.expected}")
-        doubts += [f"{one.name}: {reason}" for one in timed for reason in one.quality_reasons]
+        doubts += [f"{one.name}: {reason}" for one in found for reason in one.quality_reasons]
         doubts += [] if self.chosen else [f"{name}: MISSING" for name in self.missing()]
-        doubts += [f"{one.name}: AMBIGUOUS" for one in timed if one.comparison is Comparison.AMBIGUOUS]
+        doubts += [f"{one.name}: AMBIGUOUS" for one in found if one.comparison is Comparison.AMBIGUOUS]
         if failed:
             return Verdict.FAIL, [f"{failed} failed", *doubts]
         return (Verdict.INCONCLUSIVE, doubts) if doubts else (Verdict.PASS, [f"{len(timed)} timed"])

@@ -17,7 +17,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         from .catalogue import select as cases_of
     caches = ["cold", "warm"] if config.getoption("--warm") else ["cold"]
-    cases = [(case, cache) for case in cases_of(ops) for cache in caches]
+    chosen = [] if config.getoption("--scenario") and not ops else cases_of(ops)  # the whole model alone is asked for
+    cases = [(case, cache) for case in chosen for cache in caches]
     metafunc.parametrize(("case", "cache"), cases, ids=[f"{case.name} {cache}" for case, cache in cases])
 
 

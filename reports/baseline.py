@@ -10,7 +10,7 @@ from typing import Any
 
 from .decode import ResultError
 from .journal import Recorded
-from .measurement import Measurement
+from .measurement import Kind, Measurement
 
 SCHEMA = "s35.baseline/1"
 STALE_DAYS = 90
@@ -89,7 +89,9 @@ def key_of(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def combine(runs: Sequence[Recorded]) -> Baseline:
-    """Make a baseline of runs; a workload counts if every run timed it well enough.
+    """Make a baseline of runs; a workload counts if every run measured it.
+
+    Energy does not: its counters are coarse. Nor does what is 0, of which no share can be lost.
 
     Raises:
         ValueError: no runs, or runs of different machines, engines or versions.
@@ -103,7 +105,7 @@ def combine(runs: Sequence[Recorded]) -> Baseline:
     by_id: dict[str, list[Measurement]] = {}
     for run in runs:
         for one in run.measurements:
-            if one.value is not None:
+            if one.value is not None and one.value > 0 and one.kind is Kind.MEASURED and one.group != "energy":
                 by_id.setdefault(one.id, []).append(one)
     entries = {id: _entry(id, of) for id, of in by_id.items() if len(of) == len(runs)}
     commit = runs[-1].run["machine"].get("suite_commit")

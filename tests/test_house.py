@@ -41,9 +41,11 @@ MAY_IMPORT = {  # of the suite's own modules, besides itself
             "reports.journal",
             "reports.baseline",
             "reports.gate",
+            "reports.records",
         ),  # what measurements are recorded as
         "reference.accounting",  # projections count what the table of tensors holds
         "reference.quantization",  # inputs of the experts are made in its formats
+        "reference.tokenizer",  # prompts are text
         "optimized.launch",  # launch configurations are tried; kernels are found by name, never imported
     ),
 }

@@ -108,11 +108,11 @@ def test_what_nobody_can_tell_does_not_pass():
 
 def test_energy_is_a_number_of_its_own_with_its_scope():
     recording = session()
-    outcome = timed(12.0, energy_j=350.0)
+    outcome = timed(12.0, energy_mj=Fact(350_500, "test"), energy_scope="gpu_board")
     measurement = recording.measurement_of(CASE, outcome)
     energy = recording.energy_of(measurement, outcome)
     assert energy is not None
-    assert (energy.value, energy.unit, energy.group, energy.params["scope"]) == (350.0, "J", "energy", "gpu_board")
+    assert (energy.value, energy.unit, energy.group, energy.params["scope"]) == (350.5, "J", "energy", "gpu_board")
     assert energy.id != measurement.id
     assert recording.energy_of(measurement, timed(12.0)) is None
 

@@ -219,7 +219,7 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
     assert found["tg @ d4096", "tokens_per_s"].value == 250.0
     assert found["tg @ d4096", "tokens_per_s"].share_of_roofline == pytest.approx(0.5)
     assert found["MTP-3 step @ d4096", "step_ms"].share_of_roofline == pytest.approx(0.25)
-    assert found["pp8192 @ d0", "tokens_per_s"].params["n_prompt"] == 8192
+    assert found["pp8192", "tokens_per_s"].params["n_prompt"] == 8192
     assert page.verdict is Verdict.INCONCLUSIVE
     text = as_html(page)
     assert "decode 8 x 4096: the budget of 200 s was spent" in text

@@ -1,0 +1,24 @@
+"""The whole model's steps and prompts: a geometry with random weights, or a checkpoint: on a CPU the miniature."""
+
+from collections.abc import Callable
+
+import pytest
+
+from .model import Scenario
+from .whole import Wanted
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "scenario" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    wanted, texts = Wanted.of(config), config.getoption("--scenario")
+    found = wanted.scenarios(config.getoption("--device") or "cpu")
+    if texts or config.getoption("--op"):
+        found = [one for one in found if any(text in one.name for text in texts)]
+    metafunc.parametrize("scenario", found, ids=[one.name for one in found])
+
+
+@pytest.mark.benchmark(group="whole model")
+def test_the_whole_model_is_right_and_takes_its_time(measured: Callable[[Scenario], None], scenario: Scenario) -> None:
+    measured(scenario)
