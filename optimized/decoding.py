@@ -5,45 +5,67 @@ The host starts a step before it has read the one before: what it reads only tel
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .kv_cache import Context, KVCache
-from .speculative import Rows
+from .kv_cache import Context, on_device
+from .speculative import Filters, Rows
 
 RESTS = -1
 
 
 @dataclass(frozen=True)
+class Logprobs:
+    """Of one token that came: its log-probability, and ids and log-probabilities of the likeliest, in order."""
+
+    chosen: float
+    likeliest: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What one step came to for one row: how many drafts held, and the tokens that came."""
+    """What one step came to for one row: how many drafts held, the tokens that came, and what is listed of them."""
 
     accepted: int
     tokens: list[int]
+    logprobs: list[Logprobs] = field(default_factory=list)
 
 
 class Fetched:
-    """A step's record on its way to the host."""
+    """A step's results on their way to the host."""
 
-    def __init__(self, record: Tensor) -> None:
+    def __init__(self, rows: Rows) -> None:
         self._event = None
-        if record.device.type == "cuda":
-            self._record = torch.empty(record.shape, dtype=record.dtype, pin_memory=True)
-            self._record.copy_(record, non_blocking=True)
+        results = (rows.record, rows.logprobs, rows.listed) if rows.kind.lists else (rows.record,)
+        if rows.record.device.type == "cuda":
+            self._results = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in results]
+            for kept, result in zip(self._results, results, strict=True):
+                kept.copy_(result, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         else:
-            self._record = record.clone()
+            self._results = [result.clone() for result in results]
 
     def outcomes(self) -> list[Outcome | None]:
         """Of each row; None of one that rested. Waits for the step."""
         if self._event is not None:
             self._event.synchronize()
-        rows = self._record.tolist()
-        return [None if row[0] == RESTS else Outcome(row[0], row[1 : row[0] + 2]) for row in rows]
+        record, *listed = (result.tolist() for result in self._results)
+        outcomes: list[Outcome | None] = []
+        for number, row in enumerate(record):
+            tokens = row[1 : row[0] + 2]
+            logprobs = (
+                [_logprobs(*(one[number][place] for one in listed)) for place in range(len(tokens))] if listed else []
+            )
+            outcomes.append(None if row[0] == RESTS else Outcome(row[0], tokens, logprobs))
+        return outcomes
+
+
+def _logprobs(values: list[float], ids: list[int]) -> Logprobs:
+    return Logprobs(values[0], list(zip(ids, values[1:], strict=True)))
 
 
 class Decoder:
@@ -68,7 +90,7 @@ class Decoder:
             self.graph.replay()
         else:
             self.rows.step()
-        return Fetched(self.rows.record)
+        return Fetched(self.rows)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """While every row rests, so that nothing of their state changes."""
@@ -100,11 +122,19 @@ class Decoder:
         return graph
 
 
-def seat(rows: Rows, cache: KVCache, row: int, context: Context, limit: int) -> None:
+def seat(rows: Rows, row: int, context: Context, limit: int, filters: Filters) -> None:
     """Let a context whose prompt is in the cache decode in a row; ``Rows.begin`` has to follow."""
-    rows.pages[row] = cache.page_table[context.slot]
-    rows.rings[row] = cache.ring_table[context.slot]
+    extend_room(rows, row, context, limit)
+    rows.rings[row] = rows.cache.ring_table[context.slot]
     rows.lengths[row] = context.length - 1
+    values = (filters.temperature, filters.top_k, filters.top_p, filters.min_p)
+    for number, value in enumerate(values):
+        rows.filters[number, row] = value
+
+
+def extend_room(rows: Rows, row: int, context: Context, limit: int) -> None:
+    """Let a row know the context's new pages, and how many tokens they hold."""
+    rows.pages[row] = rows.cache.page_table[context.slot]
     rows.limits[row] = limit
 
 
@@ -113,18 +143,10 @@ def rest(rows: Rows, row: int) -> None:
     rows.lengths[row] = RESTS
 
 
-def draw_uniforms(rows: Rows, generators: Sequence[torch.Generator | None]) -> None:
-    """Random numbers for one step, each row's from its own generator."""
-    if rows.filters.is_greedy:
+def put_uniforms(rows: Rows, uniforms: Sequence[Tensor | None]) -> None:
+    """Random numbers for one step: [Q + d] of each row, none of one that rests."""
+    if not rows.kind.draws:
         return
-    shape = rows.uniforms.shape[1:]
-    drawn = [
-        torch.zeros(shape, dtype=torch.float64)
-        if generator is None
-        else torch.rand(shape, dtype=torch.float64, generator=generator)
-        for generator in generators
-    ]
-    stacked = torch.stack(drawn)
-    if rows.uniforms.device.type == "cuda":
-        stacked = stacked.pin_memory()
-    rows.uniforms.copy_(stacked, non_blocking=True)
+    nothing = torch.zeros(rows.uniforms.shape[1:], dtype=torch.float64)
+    stacked = torch.stack([nothing if one is None else one for one in uniforms])
+    rows.uniforms.copy_(on_device(stacked, rows.uniforms.device))

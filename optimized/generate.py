@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from .decoding import Fetched, Outcome, draw_uniforms, seat
+from .decoding import Fetched, Outcome, put_uniforms, seat
 from .kv_cache import MAX_STEP
 from .prefill import Prefill, run_all
-from .speculative import Filters
+from .speculative import Filters, Kind
 
 if TYPE_CHECKING:
     from .model import OptimizedModel
@@ -70,18 +69,20 @@ def generate(
         cache.reserve(context, limit)
         prefill = Prefill(model.runner, cache, context, prompt_ids, mtp)
         hidden, normed = run_all(prefill)
-        decoder = model.decoder(1, mtp, filters)
+        kind = Kind(mtp, draws=not filters.is_greedy)
+        decoder = model.decoder(1, kind)
         rows = decoder.rows
-        seat(rows, cache, 0, context, limit)
-        rows.held[:, 0] = prefill.held
-        draw_uniforms(rows, [random])
-        rows.begin(first_token(model, normed, filters, rows.uniforms[:, 0]), hidden)
-        finished = taker.take(_only(Fetched(rows.record)))
+        seat(rows, 0, context, limit, filters)
+        rows.held[:, 0] = prefill.chain.held
+        put_uniforms(rows, [kind.uniforms(random)])
+        first, _ = rows.first(normed)
+        rows.begin(first, hidden)
+        finished = taker.take(_only(Fetched(rows)))
         result.prefill_s = time.perf_counter() - started
         started = time.perf_counter()
         under_way: deque[Fetched] = deque()
         while not finished:
-            draw_uniforms(rows, [random])
+            put_uniforms(rows, [kind.uniforms(random)])
             under_way.append(decoder.step())
             if len(under_way) > model.steps_ahead:
                 finished = taker.take(_only(under_way.popleft()))
@@ -90,15 +91,6 @@ def generate(
         return result
     finally:
         cache.close(context)
-
-
-def first_token(model: "OptimizedModel", normed: Tensor, filters: Filters, uniforms: Tensor) -> Tensor:
-    """[B] tokens after prompts, from the normalised hidden states [B, D] of their newest tokens."""
-    from .ops.draw import draw
-
-    if filters.is_greedy:
-        return model.runner.greedy(normed)
-    return draw(filters.probabilities(model.runner.logits(normed)), uniforms.contiguous())
 
 
 class _Taker:

@@ -4,7 +4,7 @@ A ring is a few pages in a circle: the table that leads from a position to its p
 Every context has a slot: its row in the tables, and its place in the rings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,11 @@ def pages_for(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_SIZE)
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a small tensor of the host; neither side waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def ring_pages(window: int) -> int:
     """Pages of a ring: a step may add ``MAX_STEP`` tokens, all of which see their whole window."""
     return pages_for(window - 1 + MAX_STEP)
@@ -71,11 +76,18 @@ def slot_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     )
 
 
+def remembered_rows(config: ModelConfig, sizes: CacheSizes) -> int:
+    """Rows of hidden states: a ring for each context, and one that takes what belongs nowhere; 0 without MTP layers."""
+    windows = [layer.sliding_window for layer in config.mtp_layers if layer.sliding_window is not None]
+    return sizes.num_slots * ring_pages(windows[0]) * PAGE_SIZE + 1 if windows else 0
+
+
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, sizes: CacheSizes) -> int:
-    """Bytes of a cache: pages, rings and tables."""
+    """Bytes of a cache: pages, rings, hidden states and tables."""
     kinds = 1 + len({layer.sliding_window for layer in _all(config) if layer.sliding_window is not None})
     tables = kinds * sizes.num_slots * sizes.table_width * 4
-    return sizes.num_pages * page_bytes(config, dtype) + sizes.num_slots * slot_bytes(config, dtype) + tables
+    hidden = remembered_rows(config, sizes) * config.hidden_size * dtype.itemsize
+    return sizes.num_pages * page_bytes(config, dtype) + sizes.num_slots * slot_bytes(config, dtype) + hidden + tables
 
 
 def fit(config: ModelConfig, dtype: torch.dtype, budget_bytes: int, sizes: CacheSizes) -> CacheSizes:
@@ -120,6 +132,10 @@ class KVCache:
 
     Args:
         poisons: fill what becomes free with NaN, so that a stale read shows; for tests.
+
+    Attributes:
+        hidden: [slots * ring + 1, D]: what the backbone gave for the newest tokens of each context, in rings; MTP
+            depths that rested begin again with it. The last row takes what belongs nowhere: slots of -1 lead there.
     """
 
     def __init__(
@@ -139,13 +155,15 @@ class KVCache:
             raise ValueError(f"sliding_window: is {sorted(windows)} in different layers; want one window")
         self.window = windows.pop() if windows else None
         self.pages_per_ring = 1 if self.window is None else ring_pages(self.window)
+        empty = float("nan") if poisons else 0.0
         for layer in _all(config):
             is_full = layer.sliding_window is None
             num_pages = sizes.num_pages if is_full else sizes.num_slots * self.pages_per_ring
             shape = (num_pages, PAGE_SIZE, layer.num_key_value_heads, layer.head_dim)
-            empty = float("nan") if poisons else 0.0
             self.k[layer.index] = torch.full(shape, empty, dtype=dtype, device=device)
             self.v[layer.index] = torch.full(shape, empty, dtype=dtype, device=device)
+        remembered = (remembered_rows(config, sizes), config.hidden_size)
+        self.hidden = torch.full(remembered, empty, dtype=dtype, device=device)
         width = sizes.table_width
         self.page_table = torch.full((sizes.num_slots, width), -1, dtype=torch.int32, device=device)
         circle = torch.arange(width, dtype=torch.int32, device=device) % self.pages_per_ring
@@ -169,9 +187,14 @@ class KVCache:
         return self.pages_per_ring * PAGE_SIZE
 
     @property
+    def window_slack(self) -> int:
+        """Tokens that may follow a place before the rings lose the window that ends there."""
+        return self.ring_length - (self.window or 1) + 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        tensors = (*self.k.values(), *self.v.values(), self.page_table, self.ring_table)
+        tensors = (*self.k.values(), *self.v.values(), self.hidden, self.page_table, self.ring_table)
         return sum(tensor.nbytes for tensor in tensors)
 
     def open(self) -> Context:
@@ -183,6 +206,33 @@ class KVCache:
         if not self._free_slots:
             raise CacheFullError(f"cache: all {self.sizes.num_slots} contexts are in use; want one to be closed first")
         return Context(self._free_slots.pop())
+
+    def fork(self, context: Context, length: int) -> Context:
+        """A context that begins with the first ``length`` tokens of another: full pages are shared, rings are copied.
+
+        Raises:
+            CacheFullError: every slot is taken.
+            ValueError: no whole pages, more than is held, or the rings no longer hold the window before ``length``.
+        """
+        if length % PAGE_SIZE or not 0 <= length <= context.length or not self.holds_window(context, length):
+            raise ValueError(
+                f"fork: length is {length} of {context.length} tokens, {context.longest} at the longest; want whole "
+                f"pages of {PAGE_SIZE} tokens whose window is still in the rings"
+            )
+        copy = self.open()
+        self.hold(context.pages[: pages_for(length)])
+        self._append(copy, context.pages[: pages_for(length)])
+        copy.length, copy.longest = length, context.longest
+        source, target = (
+            slice(c.slot * self.pages_per_ring, (c.slot + 1) * self.pages_per_ring) for c in (context, copy)
+        )
+        for tensor in self._rings():
+            tensor[target].copy_(tensor[source])
+        return copy
+
+    def holds_window(self, context: Context, length: int) -> bool:
+        """Whether the rings hold all that a token after ``length`` others may see."""
+        return self.window is None or context.longest - self.ring_length <= max(length - self.window + 1, 0)
 
     def reserve(self, context: Context, length: int) -> None:
         """Make room for ``length`` tokens, or change nothing.
@@ -205,12 +255,6 @@ class KVCache:
         for page in new:
             self._users[page] += 1
         self._append(context, new)
-
-    def adopt(self, context: Context, pages: Sequence[int]) -> None:
-        """Begin an empty context with pages that others hold, too."""
-        assert not context.pages, "only an empty context begins with others' pages"
-        self.hold(pages)
-        self._append(context, list(pages))
 
     def hold(self, pages: Iterable[int]) -> None:
         """Keep pages from becoming free."""
@@ -241,7 +285,7 @@ class KVCache:
         """
         if not 0 <= length <= context.length:
             raise ValueError(f"truncate: length is {length}; want 0 to {context.length}, what the context holds")
-        if self.window is not None and context.longest - self.ring_length > max(length - self.window + 1, 0):
+        if not self.holds_window(context, length):
             raise ValueError(
                 f"truncate: {context.longest - length} positions would be taken back, and the window before them is "
                 f"gone; want at most {MAX_ROLLBACK}: open a new context and prefill again"
@@ -266,26 +310,25 @@ class KVCache:
     def ring_rows(self, context: Context, first: int, last: int) -> Tensor:
         """Where positions first .. last - 1 lie in a ring's [pages * PAGE_SIZE] rows; int64 on the device."""
         positions = torch.arange(first, last) % self.ring_length
-        return (context.slot * self.ring_length + positions).to(self.device)
-
-    def page_rows(self, context: Context, first: int, last: int) -> Tensor:
-        """The same of the pages of full layers."""
-        positions = torch.arange(first, last)
-        pages = torch.tensor(context.pages, dtype=torch.int64)
-        return (pages[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE).to(self.device)
+        return on_device(context.slot * self.ring_length + positions, self.device)
 
     def _append(self, context: Context, pages: list[int]) -> None:
         start = len(context.pages)
-        row = torch.tensor(pages, dtype=torch.int32)
-        self.page_table[context.slot, start : start + len(pages)] = row.to(self.device)
+        row = on_device(torch.tensor(pages, dtype=torch.int32), self.device)
+        self.page_table[context.slot, start : start + len(pages)] = row
         context.pages += pages
 
     def _poison_ring(self, slot: int) -> None:
-        own = slice(slot * self.pages_per_ring, (slot + 1) * self.pages_per_ring)
+        for tensor in self._rings():
+            tensor[slot * self.pages_per_ring : (slot + 1) * self.pages_per_ring] = float("nan")
+
+    def _rings(self) -> Iterator[Tensor]:
+        """Tensors [slots * pages_per_ring, ...] of what every context has a ring of."""
         for layer in _all(self.config):
             if layer.sliding_window is not None:
-                self.k[layer.index][own] = float("nan")
-                self.v[layer.index][own] = float("nan")
+                yield from (self.k[layer.index], self.v[layer.index])
+        if len(self.hidden):
+            yield self.hidden[:-1].unflatten(0, (-1, PAGE_SIZE))
 
 
 def _all(config: ModelConfig) -> tuple[LayerConfig, ...]:

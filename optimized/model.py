@@ -13,7 +13,7 @@ from .generate import Generation, generate
 from .kv_cache import KVCache
 from .prefill import PREFILL_CHUNK
 from .runner import Runner
-from .speculative import Filters, Rows
+from .speculative import Filters, Kind, Rows
 from .steps import Piece, step_of
 from .weights import LayerWeights
 
@@ -65,16 +65,19 @@ class OptimizedModel:
         on_gpu = runner.device.type == "cuda"
         self._captures = on_gpu if captures is None else captures
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
-        self._decoders: dict[tuple[int, int, Filters], Decoder] = {}
+        self._decoders: dict[tuple[int, Kind], Decoder] = {}
         self.steps_ahead = 1 if on_gpu else 0  # that the host starts before it reads the one before
 
-    def decoder(self, batch: int, num_drafts: int, filters: Filters) -> Decoder:
+    def decoder(self, batch: int, kind: Kind) -> Decoder:
         """What runs steps of so many rows; the same one for the same arguments, as its graph is."""
-        key = (batch, num_drafts, filters)
+        key = (batch, kind)
         if key not in self._decoders:
-            rows = Rows(self.runner, self.cache, batch, num_drafts, filters)
-            self._decoders[key] = Decoder(rows, self._captures, self._pool)
+            self._decoders[key] = self.new_decoder(batch, kind)
         return self._decoders[key]
+
+    def new_decoder(self, batch: int, kind: Kind) -> Decoder:
+        """One of the caller's own."""
+        return Decoder(Rows(self.runner, self.cache, batch, kind), self._captures, self._pool)
 
     def generate(
         self,
@@ -98,6 +101,14 @@ class OptimizedModel:
             raise ValueError(f"max_new_tokens: is {max_new_tokens}; want 1 or more")
         filters = Filters(temperature, top_k, top_p, min_p)
         return generate(self, prompt_ids, max_new_tokens, mtp, filters, seed)
+
+    def require_tokens(self, token_ids: Sequence[int]) -> None:
+        """Refuse tokens that are not of the vocabulary, or too many.
+
+        Raises:
+            ValueError: says what is wrong.
+        """
+        require_tokens(self.config, token_ids, 0)
 
     def new_session(self) -> Session:
         """An empty context.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kv_cache import Context, KVCache
+from .kv_cache import Context, KVCache, on_device
+from .mtp_chain import MtpChain
 from .runner import Runner
 from .steps import Piece, step_of
 
@@ -13,22 +14,33 @@ PREFILL_CHUNK = 8192  # tokens a step; a few hundred rows for each expert
 
 
 class Prefill:
-    """One prompt on its way into the cache.
+    """One prompt on its way into the cache; what the context holds already is not computed again.
 
-    Row i of MTP depth k takes token i + 1 + k: rows whose token lies beyond the prompt are left to the first drafts.
+    Args:
+        held: of the tokens that the context begins with, as ``MtpChain.held``.
 
     Attributes:
-        held: [d, D]: of depth k, the newest output of the depth before, which it begins with when it drafts.
+        mark: a length at which to note what the MTP layers hold, for another context that will begin there; 0: none.
+        chain: the MTP depths.
         hidden: [1, D] of the newest token, before the final norm; normed: [1, D] after it.
+        marked: [d, D]: ``MtpChain.held`` after ``mark`` tokens; None as long as there are fewer.
     """
 
     def __init__(
-        self, runner: Runner, cache: KVCache, context: Context, token_ids: Sequence[int], num_drafts: int
+        self,
+        runner: Runner,
+        cache: KVCache,
+        context: Context,
+        token_ids: Sequence[int],
+        num_drafts: int,
+        held: Tensor | None = None,
     ) -> None:
         self._runner, self._cache, self._context = runner, cache, context
-        self._tokens = torch.tensor(token_ids).to(cache.device)
-        self.held = torch.zeros((num_drafts, runner.config.hidden_size), dtype=runner.dtype, device=cache.device)
-        self.hidden = self.normed = self.held[:0]
+        self._tokens = on_device(torch.tensor(token_ids), cache.device)
+        self.chain = MtpChain(runner, cache, context, num_drafts, held)
+        self.hidden = self.normed = torch.empty((0, runner.config.hidden_size), dtype=runner.dtype, device=cache.device)
+        self.mark = 0
+        self.marked: Tensor | None = None
 
     @property
     def is_done(self) -> bool:
@@ -36,20 +48,16 @@ class Prefill:
 
     def run(self, most: int = PREFILL_CHUNK) -> int:
         """Take in the next tokens, at most ``most``; how many there were. Room for them must be reserved."""
-        context, start = self._context, self._context.length
+        context, cache, start = self._context, self._cache, self._context.length
         end = min(start + most, len(self._tokens))
-        step = step_of(self._cache, [Piece(context, start, end - start)]).step
+        step = step_of(cache, [Piece(context, start, end - start)]).step
         rows, normed = self._runner.backbone(self._tokens[start:end], step)
         self.hidden, self.normed = rows[-1:], normed[-1:]
-        for depth in range(len(self.held)):
-            last = min(end, len(self._tokens) - 1 - depth)
-            if last <= start:
-                break
-            step = step_of(self._cache, [Piece(context, start, last - start)]).step
-            tokens = self._tokens[start + 1 + depth : last + 1 + depth]
-            rows, _ = self._runner.mtp(depth, tokens, rows[: last - start], step)
-            if depth + 1 < len(self.held):
-                self.held[depth + 1] = rows[-1]
+        if len(cache.hidden):
+            newest = max(start, end - cache.ring_length)
+            cache.hidden.index_copy_(0, cache.ring_rows(context, newest, end), rows[newest - start :])
+        marked = self.chain.extend(self._tokens[start:end], rows, start, self.mark)
+        self.marked = marked if marked is not None else self.marked
         context.length, context.longest = end, max(context.longest, end)
         return end - start
 

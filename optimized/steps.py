@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .fused.step_inputs import StepInputs
-from .kv_cache import MAX_STEP, PAGE_SIZE, Context, KVCache
+from .kv_cache import MAX_STEP, PAGE_SIZE, Context, KVCache, on_device
 from .runner import Chunk, Step
 
 
@@ -18,11 +18,13 @@ class Piece:
     Attributes:
         start: tokens before them.
         count: how many; room for them is reserved.
+        origin: positions before it are not seen; only where ``count`` is above MAX_STEP may it be above 0.
     """
 
     context: Context
     start: int
     count: int
+    origin: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ def step_of(cache: KVCache, pieces: Sequence[Piece]) -> Ordered:
     )
     device = cache.device
     ends = torch.tensor([pieces[n].start + pieces[n].count for n in decoding], dtype=torch.int32)
-    slots = torch.tensor([pieces[n].context.slot for n in decoding], dtype=torch.int64).to(device)
-    inputs = StepInputs(*(tensor.to(device) for tensor in (positions, page_slots, ring_slots, ends)))
+    slots = torch.tensor([pieces[n].context.slot for n in decoding], dtype=torch.int64)
+    slots = on_device(slots, device)
+    inputs = StepInputs(*(on_device(tensor, device) for tensor in (positions, page_slots, ring_slots, ends)))
     chunks, row = [], query_len * len(decoding)
     for number in others:
         piece = pieces[number]
@@ -72,7 +75,7 @@ def _ring_page_of(cache: KVCache):  # type: ignore[no-untyped-def]
 
 def _chunk(cache: KVCache, piece: Piece, row: int) -> Chunk:
     context, start, end = piece.context, piece.start, piece.start + piece.count
-    before = min(start, (cache.window or 1) - 1)
+    before = min(start - piece.origin, (cache.window or 1) - 1)
     return Chunk(
         slice(row, row + piece.count),
         start,

@@ -27,7 +27,7 @@ from .kv_cache import (
 )
 from .loading import KEPT_FREE_BYTES, free_bytes
 from .runner import Runner
-from .speculative import Filters, Rows
+from .speculative import Kind, Rows
 from .steps import Piece, step_of
 from .weights import Format, Gates, LayerWeights, Matrix, ModelWeights, MtpWeights
 
@@ -260,7 +260,7 @@ class Decoding(_Opened):
 
     def __init__(self, model: SyntheticModel, batch: int, context: int, num_drafts: int, captures: bool) -> None:
         super().__init__(model, batch, context)
-        self._rows = Rows(self.runner, self.cache, batch, num_drafts, Filters())
+        self._rows = Rows(self.runner, self.cache, batch, Kind(num_drafts))
         self._decoder = Decoder(self._rows, captures)
         self._start = max(context - self.DRAWS * 2 - MAX_STEP, 1)
         self._drawn = self.random_tokens(self.DRAWS, batch, num_drafts + 1, seed=2)

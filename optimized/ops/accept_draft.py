@@ -1,4 +1,4 @@
-"""Triton kernel for ``reference.ops.accept_draft``: one program goes through the drafts and draws what follows."""
+"""Triton kernel for ``reference.ops.accept_draft``: one program for the drafts of a sequence and what follows."""
 
 import torch
 import triton
@@ -12,44 +12,51 @@ from .layout import require
 
 @triton.jit
 def _accept_draft_kernel(
-    target_ptr,  # [N + 1, V] float32, contiguous
-    draft_ptr,  # [N, V] float32, contiguous
-    draft_ids_ptr,  # [N] int64
-    uniforms_ptr,  # [N + 1] float64
-    y_ptr,  # [2] int64: accepted, following
+    target_ptr,  # [B, N + 1, V] float32, contiguous
+    draft_ptr,  # [N, B, V] float32, contiguous
+    draft_ids_ptr,  # [B, N] int64, row stride ids_stride
+    uniforms_ptr,  # [B, N + 1] float64, row stride uniforms_stride
+    accepted_ptr,  # [B] int64
+    following_ptr,  # [B] int64
+    ids_stride,
+    uniforms_stride,
     N,
     V,
     BLOCK_N: tl.constexpr,  # power of two > N
     BLOCK_V: tl.constexpr,
 ):
     begin_kernel()
+    b, batch = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     n = tl.arange(0, BLOCK_N)
     is_draft = n < N
-    at_draft = n.to(tl.int64) * V + tl.load(draft_ids_ptr + n, mask=is_draft, other=0)
-    p = tl.load(target_ptr + at_draft, mask=is_draft, other=0.0).to(tl.float64)
-    q = tl.load(draft_ptr + at_draft, mask=is_draft, other=0.0).to(tl.float64)
-    rejected = tl.load(uniforms_ptr + n, mask=is_draft, other=0.0) * q >= p  # every place past the last draft, too
+    target_rows = target_ptr + b * (N + 1) * V
+    draft_rows = draft_ptr + b * V
+    ids = tl.load(draft_ids_ptr + b * ids_stride + n, mask=is_draft, other=0)
+    p = tl.load(target_rows + n.to(tl.int64) * V + ids, mask=is_draft, other=0.0).to(tl.float64)
+    q = tl.load(draft_rows + n.to(tl.int64) * batch * V + ids, mask=is_draft, other=0.0).to(tl.float64)
+    uniforms = tl.load(uniforms_ptr + b * uniforms_stride + n, mask=is_draft, other=0.0)
+    rejected = uniforms * q >= p  # every place past the last draft, too
     accepted = tl.min(tl.where(rejected, n, N), axis=0).to(tl.int64)
-    at = accepted * V
+    target_row, draft_row = target_rows + accepted * V, draft_rows + accepted * batch * V
     is_rejection = accepted < N
     total = tl.zeros((1,), dtype=tl.float64)
     for start in range(0, V, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
-        total += tl.sum(_left(target_ptr + at, draft_ptr + at, v, V, is_rejection), axis=0)
-    uniform = tl.load(uniforms_ptr + N)
+        total += tl.sum(_left(target_row, draft_row, v, V, is_rejection), axis=0)
+    uniform = tl.load(uniforms_ptr + b * uniforms_stride + N)
     below = tl.zeros((1,), dtype=tl.float64)
     passed = tl.zeros((), dtype=tl.int32)
     last_possible = tl.zeros((), dtype=tl.int32)
     for start in range(0, V, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
-        left = _left(target_ptr + at, draft_ptr + at, v, V, is_rejection)
+        left = _left(target_row, draft_row, v, V, is_rejection)
         share = tl.where(is_rejection, left / total, left)  # a whole row is drawn from as it is
         cumulative = below + tl.cumsum(share, axis=0)
         passed += tl.sum(((v < V) & (cumulative <= uniform)).to(tl.int32), axis=0)
         last_possible = tl.maximum(last_possible, tl.max(tl.where(left > 0, v, 0), axis=0))
         below += tl.sum(share, axis=0)
-    tl.store(y_ptr, accepted)
-    tl.store(y_ptr + 1, tl.minimum(passed, last_possible).to(tl.int64))
+    tl.store(accepted_ptr + b, accepted)
+    tl.store(following_ptr + b, tl.minimum(passed, last_possible).to(tl.int64))
 
 
 @triton.jit
@@ -73,9 +80,28 @@ def accept_draft(target: Tensor, draft: Tensor, draft_ids: Tensor, uniforms: Ten
     require(uniforms.shape == (num_drafts + 1,), "accept_draft", "uniforms", uniforms, f"[{num_drafts + 1}]")
     for name, tensor in (("target", target), ("draft", draft)):
         require(tensor.dtype == torch.float32, "accept_draft", name, tensor, "float32")
-    y = torch.empty(2, dtype=torch.int64, device=target.device)
-    options = launch_for("accept_draft", target.device, V=vocab_size).options
-    args = (target.contiguous(), draft.contiguous(), draft_ids.long().contiguous(), uniforms.double().contiguous(), y)
-    _accept_draft_kernel[(1,)](*args, num_drafts, vocab_size, triton.next_power_of_2(num_drafts + 1), **options)
-    accepted, following = y.tolist()
+    args = (target[None], draft[:, None], draft_ids.long()[None], uniforms.double()[None])
+    accepted, following = accept_drafts(*args)[:, 0].tolist()
     return accepted, following
+
+
+def accept_drafts(target: Tensor, draft: Tensor, draft_ids: Tensor, uniforms: Tensor) -> Tensor:
+    """``accept_draft`` of each of B sequences, in one launch; nothing is read back.
+
+    Args:
+        target: [B, N + 1, V] float32; draft: [N, B, V] float32.
+        draft_ids: [B, N] int64; uniforms: [B, N + 1] float64, both with unit column stride.
+
+    Returns:
+        [2, B] int64: accepted and following.
+    """
+    batch, num_drafts = draft_ids.shape
+    vocab_size = target.shape[-1]
+    outcomes = torch.empty((2, batch), dtype=torch.int64, device=target.device)
+    options = launch_for("accept_draft", target.device, V=vocab_size).options
+    _accept_draft_kernel[(batch,)](
+        *(target.contiguous(), draft.contiguous(), draft_ids, uniforms, *outcomes),
+        *(draft_ids.stride(0), uniforms.stride(0), num_drafts, vocab_size, triton.next_power_of_2(num_drafts + 1)),
+        **options,
+    )
+    return outcomes

@@ -23,16 +23,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def records(checkpoint: Path, profile: str, num_drafts: int, temperature: float, captures: bool) -> list[torch.Tensor]:
     """The records of some steps of three contexts; the last one rests half of the time."""
-    from optimized.decoding import Decoder, draw_uniforms, rest, seat
-    from optimized.generate import first_token
+    from optimized.decoding import Decoder, put_uniforms, rest, seat
     from optimized.loading import Wanted, load
     from optimized.prefill import Prefill, run_all
-    from optimized.speculative import Filters, Rows
+    from optimized.speculative import Filters, Kind, Rows
     from reference.checkpoint import Checkpoint
 
     model = load(Checkpoint(checkpoint), profile, "cuda", Wanted(3, 3))
     filters = Filters(temperature, top_k=50 if temperature else 0)
-    rows = Rows(model.runner, model.cache, len(PROMPTS), num_drafts, filters)
+    kind = Kind(num_drafts, draws=temperature > 0)
+    rows = Rows(model.runner, model.cache, len(PROMPTS), kind)
     decoder = Decoder(rows, captures)
     random = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     hidden, normed = [], []
@@ -42,13 +42,13 @@ def records(checkpoint: Path, profile: str, num_drafts: int, temperature: float,
         prefill = Prefill(model.runner, model.cache, context, tokens, num_drafts)
         for kept, value in zip((hidden, normed), run_all(prefill), strict=True):
             kept.append(value)
-        seat(rows, model.cache, row, context, len(tokens) + 4 * STEPS + 8)
-        rows.held[:, row] = prefill.held
-    draw_uniforms(rows, random)
-    rows.begin(first_token(model, torch.cat(normed), filters, rows.uniforms[:, 0]), torch.cat(hidden))
+        seat(rows, row, context, len(tokens) + 4 * STEPS + 8, filters)
+        rows.held[:, row] = prefill.chain.held
+    put_uniforms(rows, [kind.uniforms(one) for one in random])
+    rows.begin(rows.first(torch.cat(normed))[0], torch.cat(hidden))
     seen = [rows.record.clone()]
     for step in range(STEPS):
-        draw_uniforms(rows, random)
+        put_uniforms(rows, [kind.uniforms(one) for one in random])
         if step == STEPS // 2:
             rest(rows, 2)
         decoder.step()

@@ -1,0 +1,99 @@
+"""Requests on the whole model, in one batch: each gets what it gets alone."""
+
+import pytest
+import torch
+from fake_lanes import FIELDS
+
+from conformance.model import tiny
+from optimized.kv_cache import CacheSizes, KVCache
+from optimized.lanes import Lanes
+from optimized.model import OptimizedModel
+from optimized.request import Request
+from optimized.runner import Runner
+from optimized.scheduler import Scheduler
+from optimized.speculative import Filters
+from optimized.weights import PROFILES, load_weights
+from reference.checkpoint import Checkpoint
+from reference.engine import ReferenceModel, build_model
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+TEXT = torch.randint(2, 256, (90,), generator=torch.Generator().manual_seed(4)).tolist()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tiny.write(tmp_path_factory.mktemp("tiny"), FIELDS, tiny.random_weights(FIELDS, 5)))
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> ReferenceModel:
+    return ReferenceModel(build_model(checkpoint, "float32"))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> OptimizedModel:
+    """With pages for one long context, and NaN wherever nothing is."""
+    weights = load_weights(checkpoint, PROFILES["float32"], DEVICE)
+    cache = KVCache(weights.config, torch.float32, DEVICE, CacheSizes(4, 3, 128), poisons=True)
+    return OptimizedModel(Runner(weights, cache), cache)
+
+
+def run(scheduler: Scheduler, *requests: Request) -> list[list]:
+    """Events of each request."""
+    numbers = [scheduler.submit(request) for request in requests]
+    events = list(scheduler.run())
+    scheduler.prefixes.clear()
+    return [[event for event in events if event.request_id == number] for number in numbers]
+
+
+def tokens_of(events: list) -> list[int]:
+    return [token for event in events for token in event.tokens]
+
+
+def test_greedy_and_drawn_requests_share_the_model_and_the_one_that_was_preempted_lost_nothing(
+    model: OptimizedModel, reference: ReferenceModel
+) -> None:
+    greedy = Request(tuple(TEXT[:62]), 3, ignores_end=True)
+    drawn = Request(tuple(TEXT[20:82]), 4, Filters(temperature=0.7), seed=3, ignores_end=True)
+    first, second = run(Scheduler(Lanes(model, 2, mtp=1), 96), greedy, drawn)
+    assert tokens_of(first) == reference.generate(TEXT[:62], 3).tokens
+    alone = model.generate(TEXT[20:82], 4, mtp=1, temperature=0.7, seed=3)
+    assert tokens_of(second) == alone.tokens
+    usages = [events[-1].finish.usage for events in (first, second)]
+    assert [usage.preemptions for usage in usages] == [0, 1]
+    assert list(usages[1].drafted_per_position) == alone.drafted_per_position
+    assert list(usages[1].accepted_per_position) == alone.accepted_per_position
+    assert model.cache.num_free_pages == 3
+
+
+def test_a_beginning_from_the_cache_gives_the_same_text_and_drafts(
+    model: OptimizedModel, reference: ReferenceModel
+) -> None:
+    scheduler = Scheduler(Lanes(model, 1, mtp=1), 96)
+    first, second = (Request((*TEXT[:64], *TEXT[start : start + 3]), 3, ignores_end=True) for start in (64, 70))
+    events = run(scheduler, first, second)
+    for request, told in zip((first, second), events, strict=True):
+        want = reference.generate(list(request.prompt_ids), 3, mtp=1)
+        assert tokens_of(told) == want.tokens
+        assert list(told[-1].finish.usage.accepted_per_position) == want.accepted_per_position
+    assert [told[-1].finish.usage.cached_tokens for told in events] == [0, 64]
+
+
+def test_listed_log_probabilities_are_the_models_own(model: OptimizedModel, reference: ReferenceModel) -> None:
+    request = Request(tuple(TEXT[:6]), 2, Filters(temperature=0.5, top_k=2), seed=1, top_logprobs=3, ignores_end=True)
+    (told,) = run(Scheduler(Lanes(model, 1), 96), request)
+    tokens, listed = tokens_of(told), [one for event in told for one in event.logprobs]
+    want = reference.new_session().extend([*TEXT[:6], tokens[0]])[-2:].double().log_softmax(-1)
+    for token, got, row in zip(tokens, listed, want, strict=True):
+        assert got.chosen == pytest.approx(row[token].item(), abs=1e-3)
+        assert [token for token, _ in got.likeliest] == row.topk(3).indices.tolist()
+        assert [value for _, value in got.likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+
+
+def test_what_lanes_cannot_be_is_refused(model: OptimizedModel) -> None:
+    with pytest.raises(ValueError, match="max_batch: is 5; want 1 to 4"):
+        Lanes(model, 5)
+    with pytest.raises(ValueError, match="mtp: is 2; want 0 to 1"):
+        Lanes(model, 1, mtp=2)
+    with pytest.raises(ValueError, match="token ids: range from 5 to 256"):
+        Scheduler(Lanes(model, 1), 96).submit(Request((5, 256)))
