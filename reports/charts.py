@@ -12,6 +12,10 @@ from html import escape
 WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
 COLOURS = 6  # classes c0 to c5 of the page's style
+LETTER = 7.5  # pixels of a letter of a tick, on average
+MOST_LEFT = 340  # pixels of the names of bars
+DEPTH = "context depth, tokens"
+SMALL_DEPTHS = (0, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -86,24 +90,46 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def by_depth(title: str, series: Sequence[Series], y_label: str, log: bool = False) -> str:
-    """Lines over context depth."""
+def by_depth(title: str, series: Sequence[Series], y_label: str, log: bool = False, x_label: str = DEPTH) -> str:
+    """Lines over context depth, or over another number of tokens."""
+    most = max([depth for one in series for depth, _, _ in one.points] + [1024])
+    scale = 1024 if most > 4096 else 256
+    marks = [0, 4096, 16384, 65536, 262144] if most > 32768 else [0, 1024, 4096, 16384] if most > 4096 else SMALL_DEPTHS
+    ticks = [(mark, f"{mark // 1024}K" if mark >= 1024 else str(mark)) for mark in marks if mark <= most * 1.01]
+    return _lines(title, series, lambda depth: math.log2(depth / scale + 1), ticks, most, (x_label, y_label), log)
+
+
+def by_batch(title: str, series: Sequence[Series], y_label: str) -> str:
+    """Lines over the number of sequences at once, each doubling as far as the next."""
+    most = max([batch for one in series for batch, _, _ in one.points] + [2])
+    ticks = [(2**power, str(2**power)) for power in range(math.floor(math.log2(most)) + 1)]
+    return _lines(title, series, math.log2, ticks, most, ("sequences at once", y_label), False)
+
+
+def by_length(title: str, series: Sequence[Series], y_label: str) -> str:
+    """Lines over tokens that a step with drafts emits."""
+    ticks = [(length, f"{length:g}") for length in (1, 2, 3, 4)]
+    labels = ("tokens a step: accepted drafts and one more", y_label)
+    return _lines(title, series, lambda length: length - 1, ticks, 4, labels, False)
+
+
+def _lines(
+    title: str,
+    series: Sequence[Series],
+    place: Callable[[float], float],
+    marks: Sequence[tuple[float, str]],
+    most: float,
+    labels: tuple[str, str],
+    log: bool,
+) -> str:
     points = [point for one in series for point in one.points]
     if not points:
         return ""
-    most = max([depth for depth, _, _ in points] + [1024])
-    x = Axis("context depth, tokens", 0, math.log2(most / 1024 + 1), LEFT + 8, WIDTH - RIGHT - 8)
-    y = axis_for((rate for _, rate, _ in points), y_label, HEIGHT - BOTTOM, TOP, log)
-
-    def at(depth: float) -> float:
-        return math.log2(depth / 1024 + 1)
-
-    marks = [0, 4096, 16384, 65536, 262144] if max(depth for depth, _, _ in points) > 32768 else [0, 1024, 4096, 16384]
-    ticks = [(x(at(mark)), "0" if mark == 0 else f"{mark // 1024}K") for mark in marks if mark <= most * 1.01]
-    parts = [*_grid(y), *_x_axis(ticks, x.label)]
+    x = Axis(labels[0], 0, place(most), LEFT + 8, WIDTH - RIGHT - 8)
+    y = axis_for((rate for _, rate, _ in points), labels[1], HEIGHT - BOTTOM, TOP, log)
+    parts = [*_grid(y), *_x_axis([(x(place(mark)), said) for mark, said in marks], x.label)]
     for one in series:
-        placed = [(x(at(depth)), y(rate), said) for depth, rate, said in sorted(one.points)]
-        parts += _drawn(one, placed)
+        parts += _drawn(one, [(x(place(at)), y(rate), said) for at, rate, said in sorted(one.points)])
     return _figure(title, parts, _legend(series))
 
 
@@ -156,7 +182,7 @@ def bars(title: str, rows: Sequence[Bar], unit: str, shown: Callable[[float], st
         return ""
     names = list(dict.fromkeys(name for row in rows for name, _ in row.parts))
     most = max([sum(size for _, size in row.parts) for row in rows] + [row.limit or 0.0 for row in rows])
-    left, step = 170, 34
+    left, step = min(max(max(len(row.name) for row in rows) * LETTER + 16, 120), MOST_LEFT), 34
     height = TOP + step * len(rows) + BOTTOM
     x = axis_for([most], unit, left, WIDTH - 70, False)
     parts = []
@@ -166,7 +192,8 @@ def bars(title: str, rows: Sequence[Bar], unit: str, shown: Callable[[float], st
                      f"{escape(shown(tick))}</text>")  # fmt: skip
     for at, row in enumerate(rows):
         top, total = TOP + step * at + 6, 0.0
-        parts.append(f'<text class="tick" x="{left - 8}" y="{top + 15}" text-anchor="end">{escape(row.name)}</text>')
+        said = row.name if len(row.name) * LETTER + 16 <= MOST_LEFT else f"{row.name[:40]}..."
+        parts.append(f'<text class="tick" x="{_n(left - 8)}" y="{top + 15}" text-anchor="end">{escape(said)}</text>')
         for name, size in row.parts:
             wide = max(x(total + size) - x(total), 0.0)
             said = f"{row.name}: {name} {shown(size)} {unit}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .charts import Bar, Series, bars, by_depth, roofline
+from .charts import Bar, Series, bars, by_batch, by_depth, by_length, roofline
 from .measurement import Kind, Measurement
 from .page import Page, compared
 
@@ -43,7 +43,14 @@ def title_of(page: Page) -> str:
 
 
 def charts_of(page: Page) -> list[dict[str, str]]:
-    found = [("Roofline", _roofline(page)), *_depth_charts(page), *_memory_charts(page), *_acceptance(page)]
+    found = [
+        ("Roofline", _roofline(page)),
+        *_depth_charts(page),
+        ("Batches", _batch_chart(page)),
+        *_memory_charts(page),
+        *_acceptance(page),
+        ("", _stated_acceptance(page)),
+    ]
     return [{"heading": heading, "svg": svg} for heading, svg in found if svg]
 
 
@@ -74,32 +81,94 @@ def _on_roofline(one: Measurement) -> tuple[float, float, str]:
 
 
 def _depth_charts(page: Page) -> list[tuple[str, str]]:
-    titles = {
-        "decode": ("Decode", "Tokens a second of one sequence, by context depth", "depth"),
-        "prefill": ("Prefill", "Tokens a second, by length of the prompt", "n_prompt"),
-    }
-    found = []
-    for group, (heading, title, param) in titles.items():
-        own = [one for one in page.measurements if one.group == group and param in one.params
-               and one.metric == "tokens_per_s" and one.value and one.params.get("batch", 1) == 1
-               and one.params.get("devices", 1) == 1]  # fmt: skip
-        keys = list(dict.fromkeys((one.hardware or one.subject, one.subject, one.kind) for one in own))
-        hardware = list(dict.fromkeys(key[0] for key in keys))
-        series = []
-        for device, subject, kind in keys:
-            points = [
-                (
-                    float(one.params[param]),
-                    one.value or 0.0,
-                    f"{device}, {subject}: {one.name}, {one.value:.4g} tokens/s",
-                )
-                for one in own
-                if (one.hardware or one.subject, one.subject, one.kind) == (device, subject, kind)
-            ]
-            series.append(Series(f"{device}, {subject}", str(kind), hardware.index(device), points))
-        log = bool(own) and max(one.value or 1 for one in own) > 30 * min(one.value or 1 for one in own)
-        found.append((heading, by_depth(title, series, "tokens/s", log)))
-    return found
+    accepted = [one for one in _rates(page, "mtp", "depth") if one.kind is Kind.MEASURED]
+    decode = [*_rates(page, "decode", "depth"), *accepted]
+    prompts = _rates(page, "prefill", "n_prompt")
+    chunks = [one for one in _rates(page, "prefill", "chunk") if one.params["chunk"] == LATER_CHUNK]
+    later = chunks if any(one.params["depth"] for one in chunks) else []
+    return [
+        ("Decode", _over(decode, "Tokens a second of one sequence, by context depth", "depth")),
+        ("Prefill", _over(prompts, "Tokens a second, by length of the prompt", "n_prompt", "prompt, tokens")),
+        (
+            "" if prompts else "Prefill",
+            _over(later, f"Tokens a second of {LATER_CHUNK} more tokens of a prompt, by context depth", "depth"),
+        ),
+    ]
+
+
+LATER_CHUNK = 8192
+
+
+def _rates(page: Page, group: str, param: str) -> list[Measurement]:
+    """Rates of one sequence on one device that have a parameter."""
+    return [one for one in page.measurements if one.group == group and param in one.params
+            and one.metric == "tokens_per_s" and one.value and one.params.get("batch", 1) == 1
+            and one.params.get("devices", 1) == 1]  # fmt: skip
+
+
+def _over(own: Sequence[Measurement], title: str, param: str, x_label: str = "context depth, tokens") -> str:
+    """A line for each device, subject and kind, and below measured ones what the ceilings of their run allow."""
+    hardware = list(dict.fromkeys(one.hardware or one.subject for one in own))
+    lines: dict[tuple[str, str, str, int], list[Measurement]] = {}
+    for one in own:
+        drafts = one.params.get("num_drafts", 0)
+        lines.setdefault((one.hardware or one.subject, one.subject, str(one.kind), drafts), []).append(one)
+    seen, series = dict.fromkeys(hardware, 0), []
+    for (device, subject, kind, drafts), of in lines.items():
+        colour = hardware.index(device) + (len(hardware) * seen[device] if kind == Kind.MEASURED else 0)
+        seen[device] += kind == Kind.MEASURED
+        name = ", ".join(dict.fromkeys((device, subject))) + (f", MTP-{drafts} as accepted" if drafts else "")
+        points = [(float(one.params[param]), one.value or 0.0, f"{name}: {one.name}, {one.value:.4g} tokens/s")
+                  for one in of]  # fmt: skip
+        series.append(Series(name, kind, colour, points))
+        limits = [(float(one.params[param]), one.roofline, f"{one.name} at the ceilings: {one.roofline:.4g} tokens/s")
+                  for one in of if one.roofline and kind == Kind.MEASURED]  # fmt: skip
+        if limits:
+            series.append(Series(f"{name}: bytes and operations at the run's ceilings", "projection", colour, limits))
+    rates = [rate for one in series for _, rate, _ in one.points]
+    return by_depth(title, series, "tokens/s", bool(rates) and max(rates) > 30 * min(rates), x_label)
+
+
+def _batch_chart(page: Page) -> str:
+    """Where a depth was measured at several batches."""
+    own = [one for one in page.measurements if one.group == "decode" and one.kind is Kind.MEASURED and one.value
+           and one.metric == "tokens_per_s" and {"batch", "depth"} <= set(one.params)]  # fmt: skip
+    lines: dict[tuple[str, str, int], list[Measurement]] = {}
+    for one in own:
+        lines.setdefault((one.hardware or one.subject, one.subject, one.params["depth"]), []).append(one)
+    series: list[Series] = []
+    for (device, subject, depth), of in lines.items():
+        if len(of) < 2:
+            continue
+        name = ", ".join(dict.fromkeys((device, subject, f"d{depth}")))
+        colour = len(series)
+        points = [(float(one.params["batch"]), one.value or 0.0, f"{one.name}: {one.value:.4g} tokens/s") for one in of]
+        series.append(Series(name, "measured", colour, points))
+    return by_batch("Tokens a second of all sequences together, by their number", series, "tokens/s")
+
+
+def _stated_acceptance(page: Page) -> str:
+    """What a step with drafts yields at an acceptance, and decoding without drafts at the same depth."""
+    steps: dict[tuple[str, int, int], list[Measurement]] = {}
+    for one in page.measurements:
+        if one.group == "mtp" and "acceptance_length" in one.params and one.value:
+            key = (one.subject, one.params["num_drafts"], one.params["depth"])
+            steps.setdefault(key, []).append(one)
+    plain = {(one.subject, one.params.get("depth")): one for one in _rates(page, "decode", "depth")
+             if one.kind is Kind.MEASURED}  # fmt: skip
+    series: list[Series] = []
+    for (subject, drafts, depth), of in steps.items():
+        if drafts < max(key[1] for key in steps if (key[0], key[2]) == (subject, depth)):
+            continue  # the most drafts of a depth stand for the others
+        colour, name = len(series) // 2, f"MTP-{drafts} @ d{depth}"
+        points = [(float(one.params["acceptance_length"]), one.value or 0.0, f"{one.name}: {one.value:.4g} tokens/s")
+                  for one in of]  # fmt: skip
+        series.append(Series(f"{subject}, {name}", "projection", colour, points))
+        base = plain.get((subject, depth))
+        if base and base.value:
+            flat = [(at, base.value, f"{base.name}: {base.value:.4g} tokens/s") for at in (1.0, 4.0)]
+            series.append(Series(f"{subject}, {base.name}", "measured", colour, flat))
+    return by_length("Tokens a second at a stated acceptance, of the steps as measured", series, "tokens/s")
 
 
 def _memory_charts(page: Page) -> list[tuple[str, str]]:
@@ -111,22 +180,29 @@ def _memory_charts(page: Page) -> list[tuple[str, str]]:
         name = f"{device}, {row['format']}, {row['batch']} x {row['context'] // 1024}K"
         parts = [(part, row[key] / GB) for part, key in names]
         rows.append(Bar(name, parts, row["available_bytes"] / GB, "fits" if row["fits"] else "too much"))
-    measured = _measured_memory(page)
     charts = [("Memory", bars("Memory of each device against what it has (projection)", rows, "GB"))]
-    return [
-        *charts,
-        ("" if rows else "Memory", bars("Memory by part (measured)", measured, "GB", lambda x: f"{x:.3g}")),
-    ]
+    measured, unit = _measured_memory(page)
+    title = "Memory by part, as counted and as the formulas have it"
+    return [*charts, ("" if rows else "Memory", bars(title, measured, unit, lambda x: f"{x:.3g}"))]
 
 
-def _measured_memory(page: Page) -> list[Bar]:
+def _measured_memory(page: Page) -> tuple[list[Bar], str]:
+    """Bars of what was counted, and below each what formulas say; those of equal parts stand once."""
     own = [one for one in page.measurements if one.group == "memory" and one.value and one.metric == "bytes"]
-    subjects = list(dict.fromkeys(one.subject for one in own))
-    return [Bar(subject, [_part(one) for one in own if one.subject == subject]) for subject in subjects]
-
-
-def _part(one: Measurement) -> tuple[str, float]:
-    return str(one.params.get("part", one.name)), (one.value or 0.0) / GB
+    most = max((one.value or 0.0 for one in own), default=0.0)
+    size, unit = (GB, "GB") if most >= GB else (1e6, "MB")
+    rows: dict[tuple[str, Kind, str], Bar] = {}
+    engines = {one.subject.partition(", ")[0] for one in own}
+    for subject in dict.fromkeys(one.subject for one in own):
+        for kind, suffix in ((Kind.MEASURED, ""), (Kind.PROJECTION, ", by formula")):
+            parts = [(str(one.params.get("part", one.name)), (one.value or 0.0) / size)
+                     for one in own if one.subject == subject and one.kind is kind]  # fmt: skip
+            if parts:
+                equal = ", ".join(f"{part} {value:.4g}" for part, value in parts)
+                engine, _, scenario = subject.partition(", ")
+                name = scenario if scenario and len(engines) == 1 else subject
+                rows.setdefault((engine, kind, equal), Bar(name + suffix, parts))
+    return list(rows.values()), unit
 
 
 def _acceptance(page: Page) -> list[tuple[str, str]]:
@@ -136,19 +212,27 @@ def _acceptance(page: Page) -> list[tuple[str, str]]:
         for at, rate in enumerate(rates)
         if rate is not None
     ]
-    rows += [
-        Bar(f"{one.subject}, draft {one.params['position']}", [("accepted", one.value)], 1.0, f"{one.value:.0%}")
-        for one in page.measurements
-        if one.group == "mtp" and one.metric == "draft_acceptance_rate" and one.value and "position" in one.params
-    ]
+    found = [one for one in page.measurements if one.group == "mtp" and one.metric == "draft_acceptance_rate"
+             and one.value and "position" in one.params]  # fmt: skip
+    several = len({one.subject for one in found}) > 1 or bool(rows)
+    for one in found:
+        name = one.name.removesuffix(" accepted").replace(" accepted @", " @")
+        rows.append(Bar(f"{one.subject}, {name}" if several else name, [("accepted", one.value or 0.0)], 1.0,
+                        f"{one.value:.0%}"))  # fmt: skip
     return [
         ("MTP", bars("Share of drafts that were accepted, by draft position", rows, "of those that were looked at"))
     ]
 
 
+def _is_compared(one: Measurement) -> bool:
+    """Rates of workloads; what a stated acceptance would make of a step has a chart of its own."""
+    is_rate = one.metric == "tokens_per_s" and one.value is not None
+    return bool(one.hardware) and is_rate and "acceptance_length" not in one.params
+
+
 def comparison_of(page: Page) -> dict[str, Any] | None:
     """Workloads as rows, devices as columns; None where there is only one device, or one kind of number."""
-    own = [one for one in page.measurements if one.hardware and one.value is not None and one.metric == "tokens_per_s"]
+    own = [one for one in page.measurements if _is_compared(one)]
     hardware = list(dict.fromkeys(one.hardware for one in own))
     if len(hardware) < 2:
         return None
@@ -230,21 +314,34 @@ def baseline_of(page: Page) -> list[dict[str, Any]]:
 def others_of(page: Page) -> list[dict[str, str]]:
     """What neither the table of operators nor the comparison holds: nothing is left out of a page."""
     in_comparison = comparison_of(page) is not None
-    return [
-        {
+    own = [
+        one
+        for one in page.measurements
+        if one.group != "operator" and not (in_comparison and one.kind is Kind.PROJECTION and _is_compared(one))
+    ]
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    equal: dict[tuple[str, str, str], int] = {}
+    for one in own:
+        reason = "" if one.value is not None else one.reason or "not known"
+        key = (reason, one.subject, one.metric) if reason else (one.id, str(one.kind), "")
+        equal[key] = equal.get(key, 0) + 1  # a counter that is not there is missing for every workload
+        source = "; ".join(filter(None, [str(one.params.get("conditions", "")), one.source, one.retrieved]))
+        row = {
             "name": one.name,
             "hardware": one.hardware or "",
             "subject": one.subject,
             "metric": one.metric,
-            "value": one.reason or "" if one.value is None else number(one.value),
+            "value": "" if one.value is None else number(one.value),
             "unit": one.unit,
             "kind": str(one.kind),
-            "source": "; ".join(filter(None, [str(one.params.get("conditions", "")), one.source, one.retrieved])),
+            "source": source,
+            "reason": reason,
         }
-        for one in page.measurements
-        if one.group != "operator"
-        and not (in_comparison and one.kind is Kind.PROJECTION and one.metric == "tokens_per_s")
-    ]
+        rows.setdefault(key, row)
+    for key, count in equal.items():
+        if count > 1 and rows[key]["reason"]:
+            rows[key]["name"] += f", and {count - 1} more"
+    return list(rows.values())
 
 
 def _raw(page: Page) -> str:
@@ -280,7 +377,7 @@ def markdown(page: Page) -> str:
         heads = ("", "workload", "then", "now", "unit", "change", "smallest detectable slowdown")
         parts += ["\n## Versus baseline\n", _table(heads, baseline)]
     others = [
-        (r["name"], r["hardware"], r["subject"], r["metric"], r["value"], r["kind"], r["source"])
+        (r["name"], r["hardware"], r["subject"], r["metric"], r["value"] or r["reason"], r["kind"], r["source"])
         for r in others_of(page)
     ]
     if others:

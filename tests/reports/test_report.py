@@ -223,8 +223,36 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
     assert page.verdict is Verdict.INCONCLUSIVE
     text = as_html(page)
     assert "decode 8 x 4096: the budget of 200 s was spent" in text
-    assert "Memory by part (measured)" in text
+    assert "Memory by part, as counted and as the formulas have it" in text
     assert "nvidia_h200_sxm, mine int4 (measured)" in text
+    assert "mine int4: bytes and operations at the run&#x27;s ceilings (projection)" in text  # the theory of the curve
+
+
+def test_batches_drafts_and_what_no_counter_counts_are_shown(tmp_path):
+    path = tmp_path / "run.jsonl"
+    file = Journal.start(path, ["pytest", "perf"], {}, MACHINE)
+    rate = replace(PLAIN, group="decode", metric="tokens_per_s", unit="tokens/s", better="higher", hardware="here")
+    for batch, value in ((1, 50.0), (8, 210.0)):
+        params = {"depth": 512, "batch": batch}
+        file.add(replace(rate, name=f"tg32 @ d512, batch {batch}", value=value, params=params, samples=()))
+    stated = {"depth": 512, "batch": 1, "num_drafts": 3}
+    drafts = replace(rate, group="mtp", kind=Kind.PROJECTION, samples=())
+    for length, value in ((1.0, 30.0), (4.0, 120.0)):
+        params = {**stated, "acceptance_length": length}
+        file.add(replace(drafts, name=f"MTP-3 at {length:g} tokens a step", value=value, params=params))
+    for name in ("tg32 @ d0", "tg32 @ d512"):
+        file.add(replace(rate, name=f"{name}: energy", group="energy", metric="j_per_output_token", value=None,
+                         reason="not counted: no counter", samples=()))  # fmt: skip
+    size = replace(PLAIN, group="memory", metric="bytes", unit="bytes", params={"part": "weights"}, samples=())
+    file.add(replace(size, subject="x, tg32 @ d512", value=2e6))
+    file.add(replace(size, subject="x, tg32 @ d512", value=3e6, kind=Kind.PROJECTION))
+    file.end(Verdict.PASS, ["done"])
+    text = as_html(gather([path]))
+    assert "Tokens a second of all sequences together, by their number" in text
+    assert "Tokens a second at a stated acceptance, of the steps as measured" in text
+    assert "tg32 @ d0: energy, and 1 more" in text
+    assert text.partition("<pre>")[0].count("not counted: no counter") == 1
+    assert "tg32 @ d512, by formula: weights 3 MB" in text
 
 
 def test_markdown_fits_a_comment(journal):
