@@ -35,11 +35,12 @@ def _prove(args: Namespace) -> int:
     import json
     import resource
     import shlex
-    import sys
     import time
     from dataclasses import asdict
 
     from tabulate import tabulate
+
+    from s35_progress import progress
 
     from .plugin import EMBEDDED_CHECKPOINT
     from .proof_report import proof_report, provenance
@@ -50,12 +51,15 @@ def _prove(args: Namespace) -> int:
             print("\n".join(f"{kind:10} {name}" for name in table))
         return 0
 
-    def say(outcome: Outcome) -> None:
-        print(f"{outcome.verdict:9} {outcome.kind:10} {outcome.name}", file=sys.stderr, flush=True)
-
     names = args.names or (gate_names() if args.gate else known_names())
     began = time.monotonic()
-    outcomes = prove(names, args.checkpoint or EMBEDDED_CHECKPOINT, say)
+    with progress("prove", len(names)) as bar:
+
+        def say(outcome: Outcome) -> None:
+            bar.say(f"{outcome.verdict:9} {outcome.kind:10} {outcome.name}")
+            bar.advance()
+
+        outcomes = prove(names, args.checkpoint or EMBEDDED_CHECKPOINT, say)
     totals, used = score(outcomes), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = shlex.join(["s35", "prove", *(["--gate"] if args.gate else []), *args.names])
     made = provenance(command, time.monotonic() - began, used.ru_utime + used.ru_stime)

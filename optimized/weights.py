@@ -3,7 +3,6 @@
 The projections of queries, keys, values and head gates are one weight, so that a step reads its input once.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from reference.quantization import (
     quantize_fp8_weight,
     quantize_int4_weight,
 )
+from s35_progress import tracked
 
 Matrix = Tensor | QuantizedWeight  # [O, I]
 QUANTIZED_AT_ONCE = 1 << 26  # weights; bounds the float32 copies that rounding makes
@@ -146,10 +146,10 @@ def load_weights(checkpoint: Checkpoint, format: Format, device: torch.device | 
     norm = place.plain(top.take("model.norm.weight"))
     head = place.matrix(top.take("lm_head.weight"))
     top.require_empty()
-    layers = []
-    for layer in config.layers + config.mtp_layers:
-        layers.append(_layer(place, layer, checkpoint.layer(layer.index), layer.index >= config.num_hidden_layers))
-        _show_progress(len(layers), config.num_hidden_layers + config.num_nextn_predict_layers)
+    layers = [
+        _layer(place, layer, checkpoint.layer(layer.index), layer.index >= config.num_hidden_layers)
+        for layer in tracked(config.layers + config.mtp_layers, "layers loaded")
+    ]
     backbone = config.num_hidden_layers
     return ModelWeights(config, format, embedding, norm, head, tuple(layers[:backbone]), tuple(layers[backbone:]))
 
@@ -243,9 +243,3 @@ def _layer(place: _Placement, layer: LayerConfig, tensors: Mapping[str, Any], is
     )
     named.require_empty()
     return weights
-
-
-def _show_progress(done: int, total: int) -> None:
-    """On a terminal, one line that is written over."""
-    if sys.stderr.isatty():
-        print(f"\rlayers loaded: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

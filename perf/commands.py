@@ -125,13 +125,14 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _run_ops(args: Namespace) -> int:
     import dataclasses
     import json
-    import sys
     from datetime import UTC, datetime
 
     import torch
 
+    from conformance.engine import find_engine
     from hardware.identify import identify
     from reports.verdict import ExitCode
+    from s35_progress import progress
 
     from .catalogue import select
     from .ceilings import measure_ceilings
@@ -140,12 +141,16 @@ def _run_ops(args: Namespace) -> int:
 
     cases = select(args.op)
     if torch.device(args.device).type == "cuda" and torch.cuda.is_available():
+        ours = find_engine(args.engine).name
+        with progress("operators", len(cases)) as bar:
 
-        def say(result: Result) -> None:
-            if not args.json:
-                print(table([result]).splitlines()[1], file=sys.stderr, flush=True)  # progress
+            def say(result: Result) -> None:
+                if not args.json:
+                    bar.say(table([result]).splitlines()[1])
+                if result.engine == ours:  # peers are of the same step
+                    bar.advance()
 
-        sweep = run_sweep(cases, args.engine, args.device, args.budget, args.peers, measure_ceilings, say)
+            sweep = run_sweep(cases, args.engine, args.device, args.budget, args.peers, measure_ceilings, say)
     else:
         sweep = without_device(cases, args.engine, "no CUDA device")
     record = {
@@ -170,7 +175,6 @@ def _run_ops(args: Namespace) -> int:
 def _run_model(args: Namespace) -> int:
     import dataclasses
     import json
-    import sys
     import time
     from datetime import UTC, datetime
 
@@ -180,6 +184,7 @@ def _run_model(args: Namespace) -> int:
     from hardware.energy import EnergyWindow, counters_of
     from hardware.identify import identify
     from reports.verdict import ExitCode
+    from s35_progress import progress
 
     from .ceilings import measure_ceilings
     from .model import How, ModelResult, NotOfferedError, measure_all, speculation, table
@@ -210,17 +215,20 @@ def _run_model(args: Namespace) -> int:
     scenarios = wanted.scenarios(args.device)
     chosen = [one for one in scenarios if not args.only or any(text in one.name for text in args.only)]
 
-    def say(result: ModelResult) -> None:
-        if not args.json:
-            print(table([result]).splitlines()[1], file=sys.stderr, flush=True)  # progress
-
     once = StopRule(least_samples=1, least_s=0.0, most_s=0.0, most_warmup=0)  # interpreted steps take seconds
     how = How(
         once if wanted.is_synthetic and not on_gpu else StopRule(least_s=args.min_time, most_s=args.max_time),
         ceilings,
         energy=lambda: EnergyWindow(counters_of(args.device)),
     )
-    results = measure_all(model, chosen, how, left_s, say)
+    with progress("scenarios", len(chosen)) as bar:
+
+        def say(result: ModelResult) -> None:
+            if not args.json:
+                bar.say(table([result]).splitlines()[1])
+            bar.advance()
+
+        results = measure_all(model, chosen, how, left_s, say)
     drafts = speculation(results)
     record = {
         "kind": "perf model",
@@ -269,6 +277,7 @@ def _run_tune(args: Namespace) -> int:
     import triton
 
     from reports.verdict import ExitCode
+    from s35_progress import progress
 
     from .tune import Tuned, merged, searches, tune
 
@@ -277,12 +286,16 @@ def _run_tune(args: Namespace) -> int:
         print("tune: no CUDA device; want one, as times are what is compared")
         return ExitCode.INCONCLUSIVE
 
-    def say(tuned: Tuned) -> None:
-        kept = ", ".join(f"{us:.1f}" for us in tuned.ranked[0][1])
-        print(f"{tuned.search.kernel} {tuned.search.holds}: {tuned.ranked[0][0]}: {kept} us, worst "
-              f"{', '.join(f'{us:.1f}' for us in tuned.ranked[-1][1])}, {tuned.failed} failed", flush=True)  # fmt: skip
+    with progress("searches", len(wanted)) as bar:
 
-    found = tune(wanted, args.budget, say)
+        def say(tuned: Tuned) -> None:
+            best, worst = (", ".join(f"{us:.1f}" for us in tuned.ranked[at][1]) for at in (0, -1))
+            search = tuned.search
+            print(f"{search.kernel} {search.holds}: {tuned.ranked[0][0]}: {best} us, worst {worst}, "
+                  f"{tuned.failed} failed", flush=True)  # fmt: skip
+            bar.advance()
+
+        found = tune(wanted, args.budget, say)
     made = {
         "by": " ".join(["s35 tune", *args.kernels]),
         "on": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}",

@@ -21,6 +21,7 @@ from reports.journal import Journal
 from reports.measurement import Comparison, Measurement, Quality
 from reports.records import break_even, main_of, of_scenario
 from reports.verdict import Verdict
+from s35_progress import Progress, bar_of
 
 from .benchmark import replay, set_clock
 from .carve_out import DriverCarveOut
@@ -134,6 +135,37 @@ def _journal(config: pytest.Config, settings: Any, machine: Any, ceilings: Any) 
         raise pytest.UsageError(str(error)) from None
 
 
+class _Shown:
+    """One bar for a session on a terminal, instead of pytest's letters; drawn between tests, which are captured."""
+
+    def __init__(self, bar: Progress, reporter: Any) -> None:
+        self._bar = bar
+        if bar.is_shown:
+            reporter.showfspath = False
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._bar.begin(nodeid.partition("[")[2].removesuffix("]"))
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._bar.advance()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        is_quiet = self._bar.is_shown and (report.passed or report.skipped)
+        return (report.outcome if report.when == "call" or report.skipped else "", "", "") if is_quiet else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self._bar.stop()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if session.items and reporter and config.option.verbose <= 0 and not config.option.collectonly:
+        config.pluginmanager.register(_Shown(bar_of("measured", len(session.items)), reporter), "perf-progress")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     set_clock(item)
@@ -240,7 +272,7 @@ def recorded(
             pytest.skip("resumed: measured before the interrupt")
         if recording.is_spent():
             pytest.skip(f"the budget of {config.getoption('--budget'):g} s was spent")
-        if not benchmark.enabled:  # --benchmark-disable: one plain call
+        if not benchmark.enabled:  # --benchmark-disable: one sample, which nobody keeps
             benchmark.pedantic(once)
             return
         measurement, *others = _judged(recording, once)
@@ -331,6 +363,8 @@ def measured(
 
 
 def _rule(config: pytest.Config) -> StopRule:
+    if config.getoption("--benchmark-disable"):
+        return StopRule(least_samples=1, least_s=0.0, most_s=0.0, most_warmup=0)
     return StopRule(least_s=config.getoption("--min-time"), most_s=config.getoption("--max-time"))
 
 

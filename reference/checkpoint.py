@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from s35_progress import tracked
+
 from .config import LayerConfig, ModelConfig
 from .quantization import Fp8Weight, QuantizedWeight, quantize_fp8_weight
 
@@ -236,7 +238,8 @@ class Checkpoint:
             return {name: place(tensor) for name, tensor in tensors.items()}
 
         layers = self.config.layers + self.config.mtp_layers
-        return LoadedWeights(placed(self.top()), [placed(self.layer(layer.index)) for layer in layers])
+        loaded = [placed(self.layer(layer.index)) for layer in tracked(layers, "layers loaded")]
+        return LoadedWeights(placed(self.top()), loaded)
 
 
 class LoadedWeights:

@@ -97,22 +97,26 @@ def _run_all(folder: Path, runs: int, pytest_args: Sequence[str]) -> list[Path]:
     import sys
     import time
 
+    from s35_progress import progress
+
     if folder.exists() and any(folder.glob("*.jsonl")):
         raise ValueError(f"{folder}: holds runs already; want a new name")
     folder.mkdir(parents=True, exist_ok=True)
     perf = Path(__file__).resolve().parent.parent / "perf"
     files, started = [], time.monotonic()
-    for number in range(1, runs + 1):
-        file = folder / f"run-{number}.jsonl"
-        command = [sys.executable, "-m", "pytest", str(perf), "-q", "--no-header", f"--results={file}", *pytest_args]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
-        left_s = (time.monotonic() - started) / number * (runs - number)
-        said = last[0] if last else f"exit code {done.returncode}"
-        print(f"run {number} of {runs}: {said}; {left_s:.0f} s left", file=sys.stderr, flush=True)
-        if done.returncode not in (ExitCode.PASS, ExitCode.FAIL, ExitCode.INCONCLUSIVE) or not file.exists():
-            raise ValueError(f"run {number} ended with {done.returncode}: {' '.join(last)}")
-        files.append(file)
+    with progress("runs", runs) as bar:
+        for number in range(1, runs + 1):
+            file = folder / f"run-{number}.jsonl"
+            command = [sys.executable, "-m", "pytest", str(perf), "-q", "--no-header", f"--results={file}"]
+            done = subprocess.run([*command, *pytest_args], capture_output=True, text=True, check=False)
+            last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+            left_s = (time.monotonic() - started) / number * (runs - number)
+            said = last[0] if last else f"exit code {done.returncode}"
+            bar.say(f"run {number} of {runs}: {said}; {left_s:.0f} s left")
+            bar.advance()
+            if done.returncode not in (ExitCode.PASS, ExitCode.FAIL, ExitCode.INCONCLUSIVE) or not file.exists():
+                raise ValueError(f"run {number} ended with {done.returncode}: {' '.join(last)}")
+            files.append(file)
     return files
 
 

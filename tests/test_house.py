@@ -181,7 +181,7 @@ def test_help_loads_nothing_heavy_and_comes_at_once(tmp_path):
     done = subprocess.run(traced, cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in loaded  # the trace is read correctly
-    assert not loaded & {"torch", "numpy", "triton", "pytest", "tabulate", "psutil", "tokenizers"}
+    assert not loaded & {"torch", "numpy", "triton", "pytest", "tabulate", "psutil", "tokenizers", "rich"}
     durations_s = []
     for _ in range(3):
         start = time.perf_counter()
