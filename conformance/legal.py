@@ -4,7 +4,9 @@ An error of these is an error that a correct engine may make.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ REORDERED = (
     *("rms_norm", "qk_norm", "rope", "linear", "mlp", "router", "experts", "experts_fp8", "mtp_input", "attention"),
 )
 
+GROUPED_WEIGHTS = 1 << 18  # elements of a stacked weight: a group's numbers stay in a core's cache
+
+E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # by the bits of the code
+
 
 @dataclass(frozen=True)
 class _Reordered:
@@ -35,7 +41,7 @@ class _Reordered:
     rotation: torch.dtype | None = None
 
     def order(self, size: int) -> Tensor:
-        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + size))
+        return _order(self.seed, size)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         order = self.order(x.shape[-1])
@@ -57,22 +63,19 @@ class _Reordered:
         return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        order = self.order(x.shape[-1])
-        return self._product(x[..., order], weight[:, order])
+        """x [..., T, I] and weight [..., O, I], both of the same leading axes or the weight of none."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x_wide, weight_wide = self._reordered(x.to(wide)), self._reordered(weight.to(wide))
+        if x.dtype == torch.float32 and self.seed % 4 == 2:
+            return _added_one_by_one(x_wide, weight_wide)
+        return (x_wide @ weight_wide.mT).to(x.dtype)
 
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Every fourth evaluation in float32 adds products one by one, which errs more than a library's blocks."""
-        if x.dtype != torch.float32 or self.seed % 4 != 2:
-            return REFERENCE.linear(x, weight)
-        y = torch.zeros(*x.shape[:-1], len(weight), device=x.device)
-        for column, row in zip(x.movedim(-1, 0)[..., None], weight.T.float().contiguous(), strict=True):
-            y.addcmul_(column, row)
-        return y
+    def _reordered(self, x: Tensor) -> Tensor:
+        return x.flatten(0, -2).index_select(-1, self.order(x.shape[-1]).to(x.device)).reshape(x.shape)
 
     def mlp(self, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, limit: float) -> Tensor:
-        order = self.order(gate_weight.shape[0])
-        gate, up = self.linear(x, gate_weight[order]), self.linear(x, up_weight[order])
-        return self._product(REFERENCE.swiglu(gate, up, limit), down_weight[:, order])
+        gate, up = self.linear(x, gate_weight), self.linear(x, up_weight)
+        return self.linear(REFERENCE.swiglu(gate, up, limit), down_weight)
 
     def router(self, x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
         order = self.order(x.shape[-1])
@@ -90,14 +93,12 @@ class _Reordered:
     ) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         inner = x.dtype if self.rounds_inside else wide
+        stacked = gate_weight, up_weight, down_weight
         y = torch.zeros(x.shape, dtype=wide, device=x.device)
-        for expert in self.order(gate_weight.shape[0]).tolist():
-            token, slot = (expert_ids == expert).nonzero(as_tuple=True)
-            if len(token) == 0:
-                continue
-            gate, up, down = (dense(weight[expert], inner) for weight in (gate_weight, up_weight, down_weight))
-            rows = self._expert(x[token].to(inner), gate, up, down, limit)
-            y = y.index_add(0, token, rows.to(wide) * expert_weights[token, slot, None].to(wide))
+        for group in _groups(self.order(gate_weight.shape[0]), expert_ids, gate_weight.shape):
+            gate, up, down = (torch.stack([dense(weight[e], inner) for e in group.experts]) for weight in stacked)
+            padded = self._expert(group.padded(x.to(inner)), gate, up, down, limit)
+            y = group.added(y, padded.to(wide), expert_weights.to(wide))
         return y.to(x.dtype)
 
     def _expert(self, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, limit: float) -> Tensor:
@@ -120,17 +121,13 @@ class _Reordered:
         """As DeepGEMM: each block of 128 inputs is summed over its codes and scaled, then the blocks are added."""
         wide = torch.promote_types(x.dtype, torch.float32)
         y = torch.zeros(x.shape, dtype=wide, device=x.device)
-        for expert in self.order(gate_weight.shape[0]).tolist():
-            token, slot = (expert_ids == expert).nonzero(as_tuple=True)
-            if len(token) == 0:
-                continue
-            rows = x[token]
-            gate, up = (self._blocks(rows, weight[expert]) for weight in (gate_weight, up_weight))
+        for group in _groups(self.order(gate_weight.shape[0]), expert_ids, gate_weight.shape):
+            rows = group.padded(x)
+            gate, up = (self._blocks(rows, _of(weight, group.experts)) for weight in (gate_weight, up_weight))
             if self.rounds_inside:
                 gate, up = gate.to(x.dtype), up.to(x.dtype)
             inner = self._unsettled(REFERENCE.swiglu(gate, up, limit), x.dtype)
-            contribution = self._blocks(inner, down_weight[expert])
-            y = y.index_add(0, token, contribution * expert_weights[token, slot, None].to(wide))
+            y = group.added(y, self._blocks(inner, _of(down_weight, group.experts)), expert_weights.to(wide))
         return y.to(x.dtype)
 
     def _unsettled(self, inner: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,16 +142,19 @@ class _Reordered:
         return inner.float() * (1 + steps * torch.finfo(dtype).eps)
 
     def _blocks(self, x: Tensor, weight: Fp8Weight) -> Tensor:
+        """x [E, M, I] and weight [E, O, I] to [E, M, O]."""
         rows, size = weight.block
-        codes, scale = REFERENCE.quantize_activation(x)
+        codes, scale = (t.unflatten(0, x.shape[:2]) for t in REFERENCE.quantize_activation(x.flatten(0, 1)))
         split = ((codes.shape[-1] + size - 1) // size, size)
         padding = (0, split[0] * size - codes.shape[-1])
-        x_NKB, w_OKB = (pad(c.float(), padding).unflatten(-1, split) for c in (codes, weight.data))
-        scale_OK = weight.scale_inv.float().repeat_interleave(rows, dim=0)[: weight.shape[0]]
-        products_KNO = torch.einsum("nkb,okb->kno", x_NKB, w_OKB) * scale.T[:, :, None] * scale_OK.T[:, None, :]
-        total = torch.zeros(len(x), weight.shape[0], device=x.device)
+        x_EKMB, w_EKOB = (
+            pad(_widened(c), padding).unflatten(-1, split).transpose(-2, -3) for c in (codes, weight.data)
+        )
+        scale_EOK = weight.scale_inv.float().repeat_interleave(rows, dim=-2)[:, : weight.shape[-2]]
+        products_EKMO = x_EKMB @ w_EKOB.mT * scale.mT[..., None] * scale_EOK.mT[..., None, :]
+        total = torch.zeros(products_EKMO[:, 0].shape, device=x.device)
         for block in self.order(split[0]).tolist():
-            total += products_KNO[block]
+            total += products_EKMO[:, block]
         return total
 
     def mtp_input(
@@ -184,6 +184,68 @@ class _Reordered:
         if not self.rounds_inside:
             return REFERENCE.attention(q, k, v, query_positions, key_positions, window)
         return _attention_rounding_probabilities(q, k, v, query_positions, key_positions, window)
+
+
+@lru_cache(1024)  # as many as a session has seeds times sizes
+def _order(seed: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + size))
+
+
+def _added_one_by_one(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., T, I] and weight [..., O, I]: products added one by one, which errs more than a library's blocks."""
+    y = torch.zeros(*x.shape[:-1], weight.shape[-2], device=x.device)
+    for column, row in zip(x.movedim(-1, 0).contiguous(), weight.movedim(-1, 0).contiguous(), strict=True):
+        y.addcmul_(column[..., None], row[..., None, :])
+    return y
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Some experts, and the tokens of each, which rows of zeros fill up to the same number.
+
+    Attributes:
+        experts: their ids, [E'].
+        expert, row: where in [E', M] each of their routed rows stands, [R].
+        token, slot: where it comes from, [R].
+    """
+
+    experts: list[int]
+    expert: Tensor
+    row: Tensor
+    token: Tensor
+    slot: Tensor
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[T, D] to [E', M, D]."""
+        rows = x.new_zeros(len(self.experts), int(self.row.max()) + 1, x.shape[-1])
+        rows[self.expert, self.row] = x[self.token]
+        return rows
+
+    def added(self, y: Tensor, padded: Tensor, expert_weights: Tensor) -> Tensor:
+        """Add rows [E', M, D], weighed, to y [T, D], one expert after the other."""
+        contributions = padded[self.expert, self.row] * expert_weights[self.token, self.slot, None]
+        return y.index_add(0, self.token, contributions)
+
+
+def _groups(order: Tensor, expert_ids: Tensor, weight_shape: Sequence[int]) -> Iterator[_Group]:
+    """The experts that tokens [T, A] chose, in an order, as many at a time as ``GROUPED_WEIGHTS`` allows."""
+    order = order.to(expert_ids.device)
+    chosen = order[torch.isin(order, expert_ids)]
+    count = max(GROUPED_WEIGHTS // math.prod(weight_shape[1:]), 1)
+    for experts in chosen.split(count) if len(chosen) else ():
+        expert, token, slot = (expert_ids == experts[:, None, None]).nonzero(as_tuple=True)
+        sizes = expert.bincount(minlength=len(experts))
+        row = torch.arange(len(expert), device=expert.device) - (sizes.cumsum(dim=0) - sizes)[expert]
+        yield _Group(experts.tolist(), expert, row, token, slot)
+
+
+def _widened(codes: Tensor) -> Tensor:
+    """``codes.float()``, of e4m3, by the table of all of them: several times as fast."""
+    return E4M3.to(codes.device).index_select(0, codes.view(torch.uint8).flatten().int()).reshape(codes.shape)
+
+
+def _of(weight: Fp8Weight, experts: list[int]) -> Fp8Weight:
+    return Fp8Weight(weight.data[experts], weight.scale_inv[experts], weight.block)
 
 
 def _angles_rounded_once(positions: Tensor, frequencies: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from reference.quantization import FORMATS, QuantizedWeight, dense
 from .legal import reordered_operators
 from .profiles import Profile
 
+Tokens = list[int] | list[list[int]]  # a context, or several of one length: then all results have one more axis
+
 LEGAL_MODELS, MOST_MODELS = 4, 16  # evaluations of a whole model: few where its rows are many ...
 LEGAL_TOKENS = 64  # ... and more where a context has less than this many tokens over all of them
 DECIDED_OTHERWISE, TIE_NOISE = 8, 3.0  # evaluations beside these in which near-ties fall otherwise, see legal_logits
@@ -62,20 +64,20 @@ class OracleModel:
         count = LEGAL_MODELS if num_tokens is None else max(LEGAL_TOKENS // num_tokens, LEGAL_MODELS)
         return self._legal[:count]
 
-    def logits(self, token_ids: list[int], window: int | None = None) -> Tensor:
-        """[T, V] float64 of one pass over the whole context; ``window`` replaces the sliding layers' own."""
+    def logits(self, token_ids: Tokens, window: int | None = None) -> Tensor:
+        """[..., T, V] float64 of one pass over the whole context; ``window`` replaces the sliding layers' own."""
         model = self.model
         if window is not None:
             model = Model(self.config.with_window(window), model.weights, torch.float64, ops=model.ops)
         return _logits(model, token_ids)
 
-    def legal_logits(self, token_ids: list[int]) -> list[Tensor]:
+    def legal_logits(self, token_ids: Tokens) -> list[Tensor]:
         """Legal evaluations of ``logits``.
 
         In a narrow profile, rounding decides near-ties between experts, and a few evaluations decide too few of them
         both ways: as many again choose by scores with ``TIE_NOISE`` times the noise that evaluations show.
         """
-        plain = [_logits_and_scores(model, token_ids) for model in self.legal_models(len(token_ids))]
+        plain = [_logits_and_scores(model, token_ids) for model in self.legal_models(_length(token_ids))]
         logits = [one for one, _ in plain]
         return logits + [_logits(model, token_ids) for model in self._otherwise([scores for _, scores in plain])]
 
@@ -85,7 +87,7 @@ class OracleModel:
         return [*models, *self._otherwise([_logits_and_scores(model, token_ids)[1] for model in models])]
 
     def _otherwise(self, scores: list[list[Tensor]]) -> list[Model]:
-        """Models that choose by noisy scores, of a narrow profile; ``scores`` [T, E] by evaluation and layer."""
+        """Models that choose by noisy scores, of a narrow profile; ``scores`` [rows, E] by evaluation and layer."""
         if not self.profile.is_narrow or not scores[0]:
             return []
         layers = [torch.stack(one) for one in zip(*scores, strict=True)]
@@ -113,8 +115,8 @@ def _loaded(checkpoint: Checkpoint, profile: Profile, dtype: torch.dtype | None)
     return weights.with_experts(stored)
 
 
-def _logits_and_scores(model: Model, token_ids: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and the scores [T, E] by which each MoE layer chooses."""
+def _logits_and_scores(model: Model, token_ids: Tokens) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the scores [rows, E] by which each MoE layer chooses."""
     seen: list[Tensor] = []
 
     def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> Any:
@@ -147,6 +149,10 @@ def _with_router(model: Model, router: Any) -> Model:
     return Model(model.config, model.weights, model.dtype, model.device, replace(model.ops, router=router))
 
 
-def _logits(model: Model, token_ids: list[int]) -> Tensor:
+def _length(token_ids: Tokens) -> int:
+    return torch.tensor(token_ids).shape[-1]
+
+
+def _logits(model: Model, token_ids: Tokens) -> Tensor:
     with torch.inference_mode():
         return model.logits(model.hidden(torch.tensor(token_ids)))

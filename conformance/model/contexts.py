@@ -1,5 +1,6 @@
 """Contexts that model checks run on, and the one comparison that they share."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -48,6 +49,17 @@ def written_prompt(oracle: OracleModel, seed: int) -> list[int]:
 def envelope(oracle: OracleModel, tokens: tuple[int, ...]) -> Envelope:
     """What the logits of a context may be; computed once for all checks."""
     return Envelope(oracle.legal_logits(list(tokens)), oracle.logits(list(tokens)), medians=True)
+
+
+def envelopes(oracle: OracleModel, contexts: Sequence[Sequence[int]]) -> list[Envelope]:
+    """``envelope`` of each of several contexts, in one pass over all: what pads the shorter ones comes after them."""
+    longest = max(map(len, contexts))
+    padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in contexts]
+    legal, exact = oracle.legal_logits(padded), oracle.logits(padded)
+    return [
+        Envelope([one[n, : len(tokens)] for one in legal], exact[n, : len(tokens)], medians=True)
+        for n, tokens in enumerate(contexts)
+    ]
 
 
 def check_logits(got: Tensor, oracle: OracleModel, tokens: list[int], counters: Counters, where: object) -> None:

@@ -22,11 +22,11 @@ from ..oracle import OracleModel
 from ..tolerance import ConformanceError
 from ..under_test import UnderTest
 from . import tiny
-from .contexts import NUM_DRAFTS, envelope
+from .contexts import NUM_DRAFTS, envelopes
 from .loading import Load
 from .rates import FALSE_ALARMS
 
-REQUESTS, TOKENS = 30, 8
+REQUESTS, PROMPT, TOKENS = 30, 5, 8
 BINS, CELLS = 8, 3  # of one place, and a side of the grid of two neighbours
 LOUDNESS = 2 / 128**0.5  # logits of a spread of about 2
 SETTINGS: Mapping[str, Mapping[str, float]] = {
@@ -106,11 +106,14 @@ def test_sampled_tokens_follow_the_filtered_distribution(
     def filtered(logits: Tensor) -> Tensor:
         return sampling(logits.double(), *settings, params.get("top_p", 1.0), params.get("min_p", 0.0))
 
-    for request in range(REQUESTS):
-        prompt = torch.randint(2, 256, (5,), generator=random).tolist()
-        tokens = model.generate(prompt, TOKENS, mtp=mtp, seed=1000 * seed + request, **params).tokens
-        whole = envelope(oracle, (*prompt, *tokens[:-1]))
-        rows = slice(len(prompt) - 1, None)
+    prompts = torch.randint(2, 256, (REQUESTS, PROMPT), generator=random).tolist()
+    answers = [
+        model.generate(prompt, TOKENS, mtp=mtp, seed=1000 * seed + request, **params).tokens
+        for request, prompt in enumerate(prompts)
+    ]
+    contexts = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(prompts, answers, strict=True)]
+    for request, (tokens, whole) in enumerate(zip(answers, envelopes(oracle, contexts), strict=True)):
+        rows = slice(PROMPT - 1, None)
         exact, reach = whole.exact[rows], 2 * whole.row_bound(whole.legal[0].dtype)[rows]
         law, slack = filtered(exact), reach / params["temperature"]
         places, slacks = [], []
