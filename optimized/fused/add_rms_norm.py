@@ -27,18 +27,18 @@ def _add_rms_norm_kernel(
     QUANTIZE: tl.constexpr,
     BLOCK_G: tl.constexpr,  # groups of 128, a power of two
 ):
-    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, BLOCK_G)
     d = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     in_row = d < D
+    weight = tl.load(weight_ptr + d, mask=in_row, other=0.0).to(tl.float32)
+    begin_kernel()
     x = tl.load(x_ptr + t * x_stride_t + d, mask=in_row, other=0.0).to(tl.float32)
     residual = tl.load(residual_ptr + t * D + d, mask=in_row, other=0.0).to(tl.float32)
     total = (x + residual).to(residual_ptr.dtype.element_ty)
     tl.store(residual_ptr + t * D + d, total, mask=in_row)
     x = total.to(tl.float32)  # the norm is of what the next layer adds to
     mean_square = tl.sum(tl.sum(x * x, axis=1), axis=0) / D
-    weight = tl.load(weight_ptr + d, mask=in_row, other=0.0).to(tl.float32)
     y = (x * (1.0 / tl.sqrt(mean_square + eps)) * (1.0 + weight)).to(residual_ptr.dtype.element_ty)
     if QUANTIZE:
         rounded = y.to(tl.float32)

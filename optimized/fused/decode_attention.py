@@ -1,4 +1,4 @@
-"""Decode attention over paged keys and values: 1 to 8 new tokens of each sequence, one launch, split over the context.
+"""Decode attention over paged keys and values: 1 to 8 new tokens of each sequence, split over the context.
 
 A program's rows are the query heads of one key-value head times the new tokens, so four tokens read the cache once.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..launch import is_fixed_order, launch_for
 from ..ops.attention import LOG2_E, MAX_HEAD_DIM, SMALLEST_TILE
 from ..ops.layout import require, require_float
-from .decode_attention_kernel import decode_attention_kernel
+from .decode_attention_kernel import combine_kernel, decode_attention_kernel
 
 REPLACES = ("attention", "head_gate")
 MAX_QUERY_LEN = 8
@@ -27,12 +27,10 @@ class Workspace:
 
     Attributes:
         partials: [B, K, splits, rows, H padded] float32; log_sums: [B, K, splits, rows] float32, of base 2.
-        arrivals: [B, K] int32, zero between launches: the last split resets its own.
     """
 
     partials: Tensor
     log_sums: Tensor
-    arrivals: Tensor
 
 
 def workspace_for(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -> Workspace:
@@ -57,7 +55,8 @@ def decode_attention(
     """Attend from the last tokens of each sequence to its cached keys, and scale by the head gate where there is one.
 
     Nothing is read back to the host and the grid depends on shapes only, so the call can be captured in a CUDA graph;
-    a captured call wants a workspace. A sequence's bits do not depend on the other sequences of the batch.
+    a captured call wants a workspace. Lengths and pages must not be what the very kernel before writes (see
+    ``dependent_launch``). A sequence's bits do not depend on the other sequences of the batch.
 
     Args:
         q: [T, N, H], T = B * query length, 1 to 8 tokens of each sequence, in order; the last is at context_len - 1.
@@ -89,13 +88,36 @@ def decode_attention(
         strides = (*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_table.stride(0))
         decode_attention_kernel[plan.grid](
             *(q, k_cache, v_cache, block_table, context_lens, q if gate is None else gate, y),
-            *(space.partials, space.log_sums, space.arrivals, *strides),
+            *(space.partials, space.log_sums, *strides),
             *(window or 0, LOG2_E / math.sqrt(q.shape[-1])),
             *(len(q) // plan.batch, q.shape[1] // k_cache.shape[2], q.shape[-1], k_cache.shape[1]),
             *(window is not None, gate is not None),
             **plan.options,
         )
+        if plan.grid[1] > 1:
+            _combine(plan, space, context_lens, q, gate, y, window)
     return y
+
+
+def _combine(
+    plan: "_Plan",
+    space: Workspace,
+    context_lens: Tensor,
+    q: Tensor,
+    gate: Tensor | None,
+    y: Tensor,
+    window: int | None,
+) -> None:
+    (num_kv_heads, num_splits, batch), options = plan.grid, plan.options
+    query_len, heads = len(q) // batch, q.shape[1] // num_kv_heads
+    names = ("BLOCK_S", "MIN_BLOCKS", "BLOCK_R", "BLOCK_H")
+    launch = launch_for("decode_attention_combine", q.device, rows=options["BLOCK_R"]).options
+    combine_kernel[num_kv_heads, triton.cdiv(query_len * heads, launch["BLOCK_V"]), batch](
+        *(context_lens, q if gate is None else gate, y, space.partials, space.log_sums, num_splits, window or 0),
+        *(query_len, heads, q.shape[-1], window is not None, gate is not None),
+        **{name: options[name] for name in names},
+        **launch,
+    )
 
 
 @dataclass(frozen=True)
@@ -141,8 +163,6 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
     most = triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), options["MIN_BLOCKS"])
     sharing = num_kv_heads * (1 if is_fixed_order() else max(batch, 1))  # what the device is shared by
     splits = max(1, min(programs // sharing, most))
-    options["BLOCK_V"] = triton.next_power_of_2(query_len * (num_heads // num_kv_heads))
-    options["COMBINE_SPLITS"] = max(1, options.pop("COMBINE_ROWS") // options["BLOCK_V"])
     options |= {"BLOCK_R": rows, "BLOCK_H": max(SMALLEST_TILE, triton.next_power_of_2(head_dim))}
     return _Plan(batch, (num_kv_heads, splits, batch), options, q.device)
 
@@ -151,10 +171,11 @@ def _workspace(plan: _Plan) -> Workspace:
     return Workspace(
         torch.empty(plan.partials, dtype=torch.float32, device=plan.device),
         torch.empty(plan.partials[:-1], dtype=torch.float32, device=plan.device),
-        torch.zeros(plan.partials[:2], dtype=torch.int32, device=plan.device),
     )
 
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
+    if device.type == "meta":
+        return 128  # a device that is only compiled for has enough for splits
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

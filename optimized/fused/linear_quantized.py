@@ -1,6 +1,7 @@
 """``linear`` on a quantised weight: FP8 in 128x128 blocks or int4 in groups, activations as they are or rounded to FP8.
 
-The kernels are those of the experts, with one expert that has every row: ``moe_stream`` for few rows, ``moe_grouped``.
+The kernels are those of the experts, with one expert that has every row: ``moe_direct`` or ``moe_stream`` for few rows,
+``moe_grouped`` for more.
 """
 
 import torch
@@ -12,6 +13,7 @@ from ..launch import launch_for
 from ..ops.layout import require, rows_of
 from ..ops.quantize_activation import quantize_activation
 from .moe import Inputs, Slots, product, streamed
+from .moe_direct import down_direct, fits
 from .moe_stored import format_of, stored
 
 REPLACES = ("quantize_activation", "linear")
@@ -46,9 +48,13 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
     if y.numel() > 0:
         sizes: dict[str, int | str] = {"T": len(rows), "O": num_outputs, "I": num_inputs}
         sizes["format"] = format_of(rows, held, rounds)
+        sizes["direct"] = int(not rounds and fits(rows, False, held))
         launch = dict(launch_for(op, x.device, **sizes).options)
+        path = launch.pop("PATH", "grouped")
+        if path == "direct":
+            return down_direct(rows, None, None, held, launch).view(y.shape)
         inputs = Inputs(*quantize_activation(rows), rounds=True) if rounds else Inputs(rows)
-        if launch.pop("PATH", "grouped") == "stream":
+        if path == "stream":
             return streamed(inputs, held, x.dtype, None, launch).view(y.shape)
         slots = Slots(len(rows), launch.pop("BLOCK_R"), None, None)
         product(inputs, (held,), Inputs(y.view(-1, num_outputs)), slots, 1, 0.0, launch)

@@ -1,7 +1,8 @@
 """Routed experts and gated blocks: which kernels run for how many tokens, by ``launch_configs``.
 
     path "decode"   moe_decode: weights as they are, slots one by one, nothing is sorted; two launches
-    path "stream"   moe_stream: the same for quantised weights, on tensor cores; two launches, one more for FP8
+    path "direct"   moe_direct: the same for quantised weights, on tensor cores; two launches
+    path "stream"   moe_stream: the same for any shape, and for activations in FP8; two launches, one more for FP8
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
 
@@ -22,6 +23,7 @@ from ..workspace import counters
 from . import moe_grouped as grouped
 from .moe_blocks import Blocks, blocks_of
 from .moe_decode import _down_decode_kernel, _up_decode_kernel
+from .moe_direct import down_direct, fits, up_direct
 from .moe_math import GROUP, PLAIN
 from .moe_stored import Stored, format_of, is_whole, num_groups
 from .moe_stream import _down_stream_kernel, _up_stream_kernel
@@ -112,7 +114,10 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
     sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
+    sizes["direct"] = int(not block.rounds and fits(x, routing is not None, block.gate, block.up, block.down))
     path = launch_for(family, x.device, **sizes).options
+    if path["PATH"] == "direct":
+        return _direct(family, x, block, routing, sizes)
     if path["PATH"] == "stream":
         return _stream(family, x, block, routing, slots_per_token, sizes)
     if path["PATH"] == "decode":
@@ -143,6 +148,14 @@ def _decode(
         ROUTED=routing is not None, WHOLE=is_whole(width), **launch,
     )  # fmt: skip
     return y
+
+
+def _direct(family: str, x: Tensor, block: Gated, routing: Routing | None, sizes: Mapping[str, int | str]) -> Tensor:
+    ids, weights = (None, None) if routing is None else (routing.ids, routing.weights)
+    launch = launch_for(f"{family}_up_direct", x.device, **sizes).options
+    inner = up_direct(x, ids, block.gate, block.up, block.limit, launch)
+    launch = launch_for(f"{family}_down_direct", x.device, **sizes).options
+    return down_direct(inner, ids, weights, block.down, launch)
 
 
 def _stream(

@@ -19,11 +19,15 @@ MAX_HEAD_DIM = 1024
 
 @triton.jit
 def _normed_and_rotated(x_ptr, offsets, weight_ptr, h, partner, cos, sin, exists, eps, H: tl.constexpr):
-    """Heads [BLOCK_T, BLOCK_N, BLOCK_H] at ``offsets``; sin is negative in the first half of a pair, 0 beyond R."""
-    x = tl.load(x_ptr + offsets + h[None, None, :], mask=exists, other=0.0).to(tl.float32)
-    other = tl.load(x_ptr + offsets + partner[None, None, :], mask=exists, other=0.0).to(tl.float32)
+    """Heads [BLOCK_T, BLOCK_N, BLOCK_H] at ``offsets``; sin is negative in the first half of a pair, 0 beyond R.
+
+    Only here a program waits for the kernel before: positions and slots are older than what that one writes.
+    """
     weight = 1.0 + tl.load(weight_ptr + h, mask=h < H, other=0.0).to(tl.float32)
     other_weight = 1.0 + tl.load(weight_ptr + partner, mask=partner < H, other=0.0).to(tl.float32)
+    begin_kernel()
+    x = tl.load(x_ptr + offsets + h[None, None, :], mask=exists, other=0.0).to(tl.float32)
+    other = tl.load(x_ptr + offsets + partner[None, None, :], mask=exists, other=0.0).to(tl.float32)
     per_rms = (1.0 / tl.sqrt(tl.sum(x * x, axis=2) / H + eps))[:, :, None]
     normed = x * per_rms * weight[None, None, :]
     other_normed = other * per_rms * other_weight[None, None, :]
@@ -66,7 +70,6 @@ def _qk_norm_rope_cache_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,  # next power of two >= H
 ):
-    begin_kernel()
     q_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     k_blocks: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -100,6 +103,7 @@ def _qk_norm_rope_cache_kernel(
     else:
         n = (block - q_blocks - k_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
         slots = tl.load(slots_ptr + t, mask=in_tokens, other=-1)
+        begin_kernel()
         exists = ((slots >= 0)[:, None] & (n < K)[None, :])[:, :, None] & in_head
         offsets = (t[:, None] * v_stride_t + n[None, :] * v_stride_k)[:, :, None]
         v = tl.load(v_ptr + offsets + h[None, None, :], mask=exists, other=0.0)

@@ -26,10 +26,11 @@ def _sum_rms_norm_kernel(
     eps,
     BLOCK_D: tl.constexpr,  # next power of two >= D
 ):
-    begin_kernel()
     t = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     in_row = d < D
+    weight = tl.load(weight_ptr + d, mask=in_row, other=0.0).to(tl.float32)
+    begin_kernel()
     dtype: tl.constexpr = residual_ptr.dtype.element_ty
     x = tl.load(x_ptr + t * x_stride_t + d, mask=in_row, other=0.0).to(tl.float32)
     other = tl.load(other_ptr + t * other_stride_t + d, mask=in_row, other=0.0).to(tl.float32)
@@ -38,7 +39,6 @@ def _sum_rms_norm_kernel(
     tl.store(residual_ptr + t * D + d, total, mask=in_row)
     wide = total.to(tl.float32)
     mean_square = tl.sum(wide * wide, axis=0) / D
-    weight = tl.load(weight_ptr + d, mask=in_row, other=0.0).to(tl.float32)
     y = wide * (1.0 / tl.sqrt(mean_square + eps)) * (1.0 + weight)
     tl.store(y_ptr + t * D + d, y.to(y_ptr.dtype.element_ty), mask=in_row)
 

@@ -22,12 +22,12 @@ def _rms_norm_kernel(
     eps,
     BLOCK_D: tl.constexpr,  # next power of two >= D
 ):
-    begin_kernel()
     t = tl.program_id(0).to(tl.int64)  # int64 first: t * stride leaves int32 past 2**31 elements
     d = tl.arange(0, BLOCK_D)
     in_row = d < D
-    x = tl.load(x_ptr + t * x_stride_t + d, mask=in_row, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + d, mask=in_row, other=0.0).to(tl.float32)
+    begin_kernel()
+    x = tl.load(x_ptr + t * x_stride_t + d, mask=in_row, other=0.0).to(tl.float32)
     mean_square = tl.sum(x * x, axis=0) / D  # masked lanes add 0; D, not BLOCK_D
     y = x * (1.0 / tl.sqrt(mean_square + eps)) * (1.0 + weight)
     tl.store(y_ptr + t * D + d, y.to(y_ptr.dtype.element_ty), mask=in_row)

@@ -36,24 +36,32 @@ def _router_logits_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    begin_kernel()
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     start = tl.program_id(2) * SPLIT_D
     total = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
     partial = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
-    for first in range(start, tl.minimum(start + SPLIT_D, D), BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        x_at = x_ptr + t[:, None] * x_stride_t + d[None, :]
+    if not DOT and BLOCK_D == SPLIT_D:  # the weight is read before x is there
+        d = start + tl.arange(0, BLOCK_D)
         weight_at = weight_ptr + e[:, None] * weight_stride_e + d[None, :]
-        x = tl.load(x_at, mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
         weight = tl.load(weight_at, mask=(e[:, None] < E) & (d[None, :] < D), other=0.0)
-        if DOT and x.dtype == weight.dtype:
-            total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
-        elif DOT:
-            total = tl.dot(x.to(tl.float32), tl.trans(weight.to(tl.float32)), total, input_precision="ieee")
-        else:
-            partial += x.to(tl.float32) * weight.to(tl.float32)
+        begin_kernel()
+        x = tl.load(x_ptr + t[:, None] * x_stride_t + d[None, :], mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
+        partial = x.to(tl.float32) * weight.to(tl.float32)
+    else:
+        begin_kernel()
+        for first in range(start, tl.minimum(start + SPLIT_D, D), BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)
+            x_at = x_ptr + t[:, None] * x_stride_t + d[None, :]
+            weight_at = weight_ptr + e[:, None] * weight_stride_e + d[None, :]
+            x = tl.load(x_at, mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
+            weight = tl.load(weight_at, mask=(e[:, None] < E) & (d[None, :] < D), other=0.0)
+            if DOT and x.dtype == weight.dtype:
+                total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+            elif DOT:
+                total = tl.dot(x.to(tl.float32), tl.trans(weight.to(tl.float32)), total, input_precision="ieee")
+            else:
+                partial += x.to(tl.float32) * weight.to(tl.float32)
     if not DOT:
         total = tl.sum(partial, axis=1)[None, :]
     logits_at = logits_ptr + (tl.program_id(2) * T + t[:, None]) * E + e[None, :]
@@ -75,19 +83,20 @@ def _router_choice_kernel(
     BLOCK_E: tl.constexpr,  # next power of two >= E
     BLOCK_A: tl.constexpr,  # next power of two >= A
 ):
-    begin_kernel()
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     # Scores are compared by their bits: of integers, a warp finds the largest at once.
     e = tl.arange(0, BLOCK_E)
     a = tl.arange(0, BLOCK_A)
     is_there = (t[:, None] < T) & (e[None, :] < E)
+    bias = tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)
+    begin_kernel()
     logits = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
     for split in range(splits):
         at = logits_ptr + (split * T + t[:, None]) * E + e[None, :]
         logits += tl.load(at, mask=is_there, other=0.0, cache_modifier=".cg")  # other programs wrote it
     score = sigmoid(logits)
     score_bits = score.to(tl.int32, bitcast=True)  # ordered as the scores: they are not negative, or NaN
-    biased = score + tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)[None, :]
+    biased = score + bias[None, :]
     biased = tl.where(biased == biased, biased, INFINITY)  # NaN chooses like the largest, and weighs NaN
     bits = (biased + 0.0).to(tl.int32, bitcast=True)  # one zero
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -44,7 +44,6 @@ def check(
     gate = normal(num_tokens, num_heads, dtype=dtype, seed=2) if gated else None
     space = workspace_for(q, pages.k_cache, pages.block_table, window)
     got = attend(pages, q, window, gate, space)
-    assert not space.arrivals.any(), "arrivals are not zero after the launch"
     for i, length in enumerate(lengths):
         own = slice(i * query_len, (i + 1) * query_len)
         args = (pages.k[i], pages.v[i], length - query_len, window, None if gate is None else gate[own])

@@ -67,16 +67,22 @@ def test_in_a_fixed_order_the_bits_of_a_token_do_not_depend_on_the_tokens_beside
     assert torch.equal(whole, torch.cat(pieces))
 
 
-def test_every_kernel_begins_with_begin_kernel() -> None:
-    """Launched early or not by its configuration, a kernel waits for the one ahead before it reads or writes."""
+OLDER = {"weight", "bias", "frequencies", "positions", "slots", "context_lens", "table"}  # than the kernel before
+
+
+def test_before_begin_kernel_a_kernel_reads_only_what_is_older_than_the_kernel_before() -> None:
+    """Launched early or not, a kernel waits for the one ahead before it reads what that one wrote, or writes."""
     seen = 0
     for path in [*FOLDER.parent.glob("ops/*.py"), *FOLDER.parent.glob("fused/*.py")]:
-        for name, body in re.findall(
-            r"^@triton\.jit\ndef (\w*_kernel)\(.*?^\):\n(.*?\n)\n\n",
-            f"{path.read_text(encoding='utf-8')}\n\n",
-            re.M | re.S,
-        ):
-            body = re.sub(r'^    """.*?"""\n', "", body, flags=re.S)
-            assert body.startswith("    begin_kernel()\n"), f"{path.name}: {name}"
+        text = f"{path.read_text(encoding='utf-8')}\n\n"
+        bodies = dict(re.findall(r"^@triton\.jit\ndef (\w+)\(.*?\):\n(.*?\n)\n\n", text, re.M | re.S))
+        waiting = [f"{name}(" for name, body in bodies.items() if "begin_kernel(" in body and "_kernel" not in name]
+        for name in (name for name in bodies if name.endswith("_kernel")):
+            starts = [bodies[name].find(call) for call in ("begin_kernel(", *waiting) if call in bodies[name]]
+            assert starts, f"{path.name}: {name} never waits"
+            before = bodies[name][: min(starts)]
+            assert not re.search(r"tl\.(store|atomic)|arrived_last", before), f"{path.name}: {name} writes before"
+            read = set(re.findall(r"tl\.load\(\s*(\w+)_ptr", before))
+            assert read <= OLDER, f"{path.name}: {name} reads {read - OLDER} before"
             seen += 1
     assert seen > 20

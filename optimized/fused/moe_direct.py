@@ -1,0 +1,79 @@
+"""Launches of ``moe_direct_kernel``, and what it takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dependent_launch import COMPILES
+from .moe_direct_kernel import COLUMNS, down_direct_kernel, up_direct_kernel
+from .moe_math import GROUP, INT4, PLAIN
+from .moe_stored import Stored
+
+X_IN_WORD = 4  # bfloat16 in 64 bits
+
+
+def fits(x: Tensor, routed: bool, *weights: Stored) -> bool:
+    """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups both ways, whole words."""
+    is_read = COMPILES.value and x.dtype == torch.bfloat16 and x.stride(0) % X_IN_WORD == 0
+    is_read = is_read and x.storage_offset() % X_IN_WORD == 0 and (routed or len(x) <= COLUMNS.value)
+    return is_read and all(_fits(weight) for weight in weights)
+
+
+def _fits(weight: Stored) -> bool:
+    if weight.kind == PLAIN.value:
+        return False
+    codes = weight.codes
+    inputs = codes.shape[2] * (2 if weight.kind == INT4.value else 1)
+    in_words = codes.storage_offset() % 16 == 0 and all(stride % 16 == 0 for stride in codes.stride()[:2])
+    return in_words and inputs % GROUP.value == 0 and codes.shape[1] % GROUP.value == 0
+
+
+def up_direct(
+    x: Tensor, ids: Tensor | None, gate: Stored, up: Stored, limit: float, launch: Mapping[str, Any]
+) -> Tensor:
+    """[T A, F] bfloat16 of [T, D]; without ids, one expert has every row."""
+    num_tokens, width = len(x), gate.codes.shape[1]
+    slots, rows = (num_tokens, num_tokens) if ids is None else (ids.numel(), 1)
+    inner = torch.empty((slots, width), dtype=x.dtype, device=x.device)
+    words, gate_words, up_words = _words_of_x(x), _words(gate), _words(up)
+    programs, groups = 1 if ids is None else slots, _groups(x, launch)
+    up_direct_kernel[(programs, width // launch["BLOCK_F"])](
+        words, words if ids is None else ids, gate_words, up_words, gate.scale, up.scale, inner, words.stride(0),
+        *gate_words.stride()[:2], *gate.scale.stride()[:2], groups, width, slots // num_tokens, rows, limit,
+        ROUTED=ids is not None, KIND=gate.kind, CLAMP=limit > 0, **launch,
+    )  # fmt: skip
+    return inner
+
+
+def down_direct(
+    x: Tensor, ids: Tensor | None, weights: Tensor | None, weight: Stored, launch: Mapping[str, Any]
+) -> Tensor:
+    """[T, D] bfloat16 of [T A, F], added up over each token's experts; without ids, a plain product."""
+    num_outputs = weight.codes.shape[1]
+    num_tokens, per_token = (len(x), 1) if ids is None else ids.shape
+    y = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
+    words, codes = _words_of_x(x), _words(weight)
+    programs, rows = (1, num_tokens) if ids is None else (num_tokens, 1)
+    down_direct_kernel[(programs, num_outputs // launch["BLOCK_D"])](
+        words, words if ids is None else ids, words if weights is None else weights, codes, weight.scale, y,
+        words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], _groups(x, launch), num_outputs, rows,
+        ROUTED=ids is not None, KIND=weight.kind, A=per_token, **launch,
+    )  # fmt: skip
+    return y
+
+
+def _words_of_x(x: Tensor) -> Tensor:
+    return x.view(torch.int64)
+
+
+def _words(weight: Stored) -> Tensor:
+    return weight.codes.view(torch.int32)
+
+
+def _groups(x: Tensor, launch: Mapping[str, Any]) -> int:
+    groups = x.shape[1] // GROUP.value
+    if groups % launch["BLOCK_G"]:
+        raise LookupError(f"launch: BLOCK_G is {launch['BLOCK_G']}; want a divisor of {groups}, the groups of a row")
+    return groups

@@ -1,0 +1,104 @@
+"""The path that Triton's interpreter cannot run: on a GPU, against the legal evaluations, and what it refuses."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from kernels import DEVICE
+from torch import Tensor
+
+from conformance.counters import Counters
+from conformance.oracle import exact, legal
+from conformance.profiles import PROFILES
+from conformance.tolerance import Envelope
+from optimized.fused.linear_quantized import linear_quantized
+from optimized.fused.moe_direct import fits
+from optimized.fused.moe_math import FP8, INT4
+from optimized.fused.moe_stored import Stored
+from optimized.launch import trying
+from optimized.ops.experts import experts
+from optimized.ops.mlp import mlp
+from reference.quantization import FORMATS, Fp8Weight, Int4Weight
+
+D, F, E, A = 512, 256, 6, 2
+LAUNCHES: dict[str, dict[str, Any]] = {
+    "experts": {"PATH": "direct"},
+    "experts_up_direct": {"BLOCK_F": 16, "BLOCK_G": 2, "num_warps": 2, "launch_pdl": True},
+    "experts_down_direct": {"BLOCK_D": 32, "BLOCK_G": 1, "num_warps": 2},
+    "mlp": {"PATH": "direct"},
+    "mlp_up_direct": {"BLOCK_F": 32, "BLOCK_G": 4, "num_warps": 4},
+    "mlp_down_direct": {"BLOCK_D": 16, "BLOCK_G": 2, "num_warps": 1, "launch_pdl": True},
+    "linear_quantized": {"PATH": "direct", "BLOCK_D": 32, "BLOCK_G": 4, "num_warps": 2, "launch_pdl": True},
+}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+FORMAT_OF = {"w8a16": "fp8", "w4a16": "int4"}
+
+
+def quantized(profile: str, *shape: int, seed: int = 0) -> Any:
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5
+    return FORMATS[FORMAT_OF[profile]].quantize(weight)
+
+
+def rows(count: int, width: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(7)).to(torch.bfloat16)
+
+
+def moved(value: Any) -> Any:
+    if isinstance(value, Fp8Weight):
+        return Fp8Weight(value.data.to(DEVICE), value.scale_inv.to(DEVICE), value.block)
+    if isinstance(value, Int4Weight):
+        return Int4Weight(value.data.to(DEVICE), value.scale.to(DEVICE), value.group)
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
+
+
+def check(op: str, profile: str, run: Any, args: tuple[Any, ...]) -> None:
+    with ExitStack() as stack:
+        for kernel, options in LAUNCHES.items():
+            stack.enter_context(trying(kernel, options))
+        got = run(*map(moved, args)).cpu()
+    Envelope(legal(op, PROFILES[profile], *args), exact(op, *args)).check(got, Counters(), f"{op}, {profile}")
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("profile", list(FORMAT_OF))
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+@pytest.mark.parametrize("num_tokens", [1, 3, 17])
+def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens: int) -> None:
+    ids = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(t))[:A] for t in range(num_tokens)])
+    weights = torch.rand(num_tokens, A, generator=torch.Generator().manual_seed(5)) + 0.1
+    stacked = [quantized(profile, E, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
+    check("experts", profile, experts, (rows(num_tokens, D), ids, weights, *stacked, limit))
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("profile", list(FORMAT_OF))
+@pytest.mark.parametrize("num_tokens", [1, 3, 8])
+def test_products_without_routing_are_within_the_envelope(profile: str, num_tokens: int) -> None:
+    weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
+    check("mlp", profile, mlp, (rows(num_tokens, D), *weights, 0.5))
+    check("linear", profile, linear_quantized, (rows(num_tokens, D), weights[0]))
+
+
+@pytest.mark.parametrize(
+    ("what", "x", "codes", "kind", "routed"),
+    [
+        ("float32 rows", torch.zeros(1, D), (E, F, D), FP8, True),
+        ("nine rows of a weight that all have", rows(9, D), (1, F, D), FP8, False),
+        ("inputs that are no whole groups", rows(1, 192), (E, F, 192), FP8, True),
+        ("outputs that are no whole blocks", rows(1, D), (E, 160, D), FP8, True),
+        ("rows that begin within a word", rows(1, D + 4)[:, 2 : D + 2], (E, F, D), FP8, True),
+    ],
+)
+def test_what_does_not_fit_goes_another_way(
+    what: str, x: Tensor, codes: tuple[int, ...], kind: Any, routed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.language import constexpr
+
+    monkeypatch.setattr("optimized.fused.moe_direct.COMPILES", constexpr(True))
+    stored = Stored(torch.zeros(codes, dtype=torch.uint8), torch.zeros(1), kind.value)
+    assert not fits(x, routed, stored), what
+    assert fits(rows(8, D), routed, Stored(torch.zeros((E, F, D), dtype=torch.uint8), torch.zeros(1), FP8.value))
+    assert fits(rows(1, D), True, Stored(torch.zeros((E, F, D // 2), dtype=torch.uint8), torch.zeros(1), INT4.value))
