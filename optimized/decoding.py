@@ -4,6 +4,7 @@ The host starts a step before it has read the one before: what it reads only tel
 """
 
 import gc
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,24 +36,28 @@ class Outcome:
 
 
 class Fetched:
-    """A step's results on their way to the host."""
+    """A step's results on their way to the host.
 
-    def __init__(self, rows: Rows) -> None:
-        self._event = None
+    Args:
+        begun: the moment before the step; None: it is not timed.
+    """
+
+    def __init__(self, rows: Rows, begun: "torch.cuda.Event | float | None" = None) -> None:
+        self._begun, self._ended = begun, _now(rows)
         results = (rows.record, rows.logprobs, rows.listed) if rows.kind.lists else (rows.record,)
-        if rows.record.device.type == "cuda":
-            self._results = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in results]
-            for kept, result in zip(self._results, results, strict=True):
-                kept.copy_(result, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
+        if isinstance(self._ended, float):
             self._results = [result.clone() for result in results]
+            return
+        self._results = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in results]
+        for kept, result in zip(self._results, results, strict=True):
+            kept.copy_(result, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
 
     def outcomes(self) -> list[Outcome | None]:
         """Of each row; None of one that rested. Waits for the step."""
-        if self._event is not None:
-            self._event.synchronize()
+        if not isinstance(self._ended, float):
+            self._arrived.synchronize()
         record, *listed = (result.tolist() for result in self._results)
         outcomes: list[Outcome | None] = []
         for number, row in enumerate(record):
@@ -62,6 +67,24 @@ class Fetched:
             )
             outcomes.append(None if row[0] == RESTS else Outcome(row[0], tokens, logprobs))
         return outcomes
+
+    @property
+    def cost_s(self) -> float:
+        """What the step took; known once it has been waited for."""
+        if isinstance(self._ended, float):
+            assert isinstance(self._begun, float), "only a step that was timed has a cost"
+            return self._ended - self._begun
+        assert isinstance(self._begun, torch.cuda.Event), "only a step that was timed has a cost"
+        return self._begun.elapsed_time(self._ended) / 1000
+
+
+def _now(rows: Rows) -> "torch.cuda.Event | float":
+    """A moment: of the device's own time where it runs behind the host."""
+    if rows.record.device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _logprobs(values: list[float], ids: list[int]) -> Logprobs:
@@ -86,11 +109,12 @@ class Decoder:
         """One step of every row that does not rest."""
         if self._captures and self.graph is None:
             self.graph = self._capture()
+        begun = _now(self.rows)
         if self.graph is not None:
             self.graph.replay()
         else:
             self.rows.step()
-        return Fetched(self.rows)
+        return Fetched(self.rows, begun)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """While every row rests, so that nothing of their state changes."""

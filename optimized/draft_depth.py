@@ -37,7 +37,7 @@ class DraftDepth:
 
     Args:
         memory: steps after which a value has lost most of its weight.
-        trial: steps for which a depth is tried, those of which the cost is known.
+        trial: steps for which a depth is tried.
         interval: steps between trials of all depths.
         margin: by what share another depth has to be better, so that noise does not decide.
 
@@ -64,34 +64,31 @@ class DraftDepth:
         cost_s = self._cost_s[depth].value
         return self.expected(depth) / cost_s if cost_s else 0.0
 
-    def observe(self, cost_s: float | None, accepted: Sequence[int]) -> None:
-        """Learn from a step of ``depth`` and choose the next one's.
+    def observe(self, depth: int, cost_s: float, accepted: Sequence[int]) -> None:
+        """Learn from a step, and choose the next one's depth.
 
         Args:
-            cost_s: None where the step's time is not known, or was not spent on decoding alone.
-            accepted: drafts that held, of each sequence.
+            depth: of the step; it may have been started before the newest choice.
+            accepted: drafts that held, of each sequence; empty where nobody is left who wants to know.
         """
-        for position in range(self.depth if accepted else 0):
+        for position in range(depth if accepted else 0):
             self._held[position].add(sum(count > position for count in accepted) / len(accepted))
-        if cost_s is None:
+        self._cost_s[depth].add(cost_s)
+        if depth != self.depth:
             return
-        self._cost_s[self.depth].add(cost_s)
         self._since += 1
         if self._to_try:
-            if self._cost_s[self.depth].count < self._trial:
+            if self._since < self._trial:
                 return
             self._to_try.popleft()
-            self.depth = self._to_try[0] if self._to_try else self._best()
-            self._since = 0
+            self.depth, self._since = self._to_try[0] if self._to_try else self._best(), 0
         elif self._since >= self._interval:
             self._to_try.extend(range(self.deepest, -1, -1))
             for mean in (*self._cost_s, *self._held):
                 mean.renew()
             self.depth, self._since = self.deepest, 0
-        else:
-            best = self._best()
-            if self.rate(best) > self.rate(self.depth) * (1 + self._margin):
-                self.depth = best
+        elif self.rate(best := self._best()) > self.rate(self.depth) * (1 + self._margin):
+            self.depth = best
 
     def _best(self) -> int:
         return max(range(self.deepest + 1), key=self.rate)

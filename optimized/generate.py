@@ -13,7 +13,9 @@ import torch
 
 from .decoding import Fetched, Outcome, put_uniforms, seat
 from .kv_cache import MAX_STEP
-from .prefill import Prefill, run_all
+from .prefill import PREFILL_CHUNK, Prefill, run_all
+from .request import Request
+from .scheduler import Scheduler
 from .speculative import Filters, Kind
 
 if TYPE_CHECKING:
@@ -91,6 +93,33 @@ def generate(
         return result
     finally:
         cache.close(context)
+
+
+def generate_adapting(
+    model: "OptimizedModel",
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    filters: Filters,
+    seed: int,
+) -> Generation:
+    """Continue a prompt with as many drafts a step as pay; otherwise as ``generate``."""
+    request = Request(tuple(prompt_ids), max_new_tokens, filters, seed)
+    lanes = model.adapting_lanes()
+    scheduler = Scheduler(lanes, PREFILL_CHUNK, max_kept=0)
+    started = time.perf_counter()
+    result = Generation()
+    scheduler.submit(request)
+    for event in scheduler.run():
+        if not result.tokens:
+            result.prefill_s, started = time.perf_counter() - started, time.perf_counter()
+        result.tokens += event.tokens
+        if event.finish is not None:
+            usage = event.finish.usage
+            result.finish_reason = event.finish.reason
+            result.drafted_per_position = list(usage.drafted_per_position)
+            result.accepted_per_position = list(usage.accepted_per_position)
+    result.decode_s = time.perf_counter() - started
+    return result
 
 
 class _Taker:

@@ -9,8 +9,9 @@ from torch import Tensor
 from reference.config import LayerConfig, ModelConfig
 
 from .decoding import Decoder
-from .generate import Generation, generate
+from .generate import Generation, generate, generate_adapting
 from .kv_cache import KVCache
+from .lanes import AUTO, Lanes
 from .prefill import PREFILL_CHUNK
 from .runner import Runner
 from .speculative import Filters, Kind, Rows
@@ -66,6 +67,7 @@ class OptimizedModel:
         self._captures = on_gpu if captures is None else captures
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         self._decoders: dict[tuple[int, Kind], Decoder] = {}
+        self._adapting: Lanes | None = None
         self.steps_ahead = 1 if on_gpu else 0  # that the host starts before it reads the one before
 
     def decoder(self, batch: int, kind: Kind) -> Decoder:
@@ -83,7 +85,7 @@ class OptimizedModel:
         self,
         prompt_ids: list[int],
         max_new_tokens: int,
-        mtp: int = 0,
+        mtp: int | str = 0,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -91,6 +93,9 @@ class OptimizedModel:
         seed: int = 0,
     ) -> Generation:
         """Continue up to an end token, ``max_new_tokens`` or the end of the context; temperature 0 is greedy.
+
+        Args:
+            mtp: drafts a step; "auto": as many as pay, learnt anew by each model.
 
         Raises:
             ValueError: an argument is out of range, or the prompt leaves no room in the context.
@@ -100,7 +105,17 @@ class OptimizedModel:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: is {max_new_tokens}; want 1 or more")
         filters = Filters(temperature, top_k, top_p, min_p)
+        if mtp == AUTO:
+            return generate_adapting(self, prompt_ids, max_new_tokens, filters, seed)
+        if not isinstance(mtp, int):
+            raise ValueError(f"mtp: is {mtp!r}; want {AUTO!r} or 0 to {self.runner.num_depths}")
         return generate(self, prompt_ids, max_new_tokens, mtp, filters, seed)
+
+    def adapting_lanes(self) -> Lanes:
+        """What ``generate`` decodes with where it adapts: the same ones each time, which have learnt."""
+        if self._adapting is None:
+            self._adapting = Lanes(self, 1, AUTO, self.decoder)
+        return self._adapting
 
     def require_tokens(self, token_ids: Sequence[int]) -> None:
         """Refuse tokens that are not of the vocabulary, or too many.

@@ -91,6 +91,11 @@ class Executor(Protocol):
         ...
 
     def leave(self, job: Job) -> None: ...
+    @property
+    def wants_reading(self) -> bool:
+        """Whether the next step has to know what all before came to."""
+        ...
+
     def step(self) -> Iterable[Started]: ...
 
 
@@ -100,12 +105,19 @@ class Scheduler:
     Args:
         token_budget: tokens that one step computes, at most: rows that decode take theirs first, prompts the rest.
         tokenizer: for text and stop strings.
+        max_kept: beginnings of prompts that are kept; None: as many as there are slots beside the batch's.
 
     Raises:
         ValueError: a budget that a full batch leaves no page of a prompt in.
     """
 
-    def __init__(self, executor: Executor, token_budget: int = 2048, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        token_budget: int = 2048,
+        tokenizer: Tokenizer | None = None,
+        max_kept: int | None = None,
+    ) -> None:
         self._longest_step = executor.deepest + 1
         least = executor.max_batch * self._longest_step + PAGE_SIZE
         if token_budget < least:
@@ -115,7 +127,8 @@ class Scheduler:
             )
         self._executor, self._cache, self._budget = executor, executor.cache, token_budget
         self._tokenizer = tokenizer
-        self.prefixes = PrefixCache(self._cache, max(0, self._cache.sizes.num_slots - executor.max_batch))
+        slots = max(0, self._cache.sizes.num_slots - executor.max_batch)
+        self.prefixes = PrefixCache(self._cache, slots if max_kept is None else min(max_kept, slots))
         self._waiting: list[Job] = []
         self._prompts: dict[Job, Prompt] = {}  # of those whose prompts are being taken in
         self._decoding: list[Job] = []
@@ -174,6 +187,8 @@ class Scheduler:
         self._admit()
         self._take_prompts_in()
         self._make_room()
+        while self._unread and self._executor.wants_reading:
+            self._read()
         if self._decoding:
             self._start(*self._executor.step())
         ahead = self._executor.steps_ahead if self._decoding else 0

@@ -114,16 +114,17 @@ class Rows:
         self.listed = whole(listing, query_len, most)
 
     def take_over(self, others: "Rows", moves: Sequence[tuple[int, int]]) -> None:
-        """Continue other rows' sequences, whose steps are of the same kind.
+        """Continue other rows' sequences, whose steps do the same with as many drafts or more.
 
         Args:
             moves: from which row of the others to which of these.
         """
         source, target = on_device(torch.tensor(moves, dtype=torch.int64), self.lengths.device).T
         for name, axis in _STATE.items():
-            getattr(self, name).index_copy_(axis, target, getattr(others, name).index_select(axis, source))
-        if self.kind.draws:
-            self.draft_rows.index_copy_(1, target, others.draft_rows.index_select(1, source))
+            own, theirs = getattr(self, name), getattr(others, name)
+            if own.numel():
+                theirs = theirs[: len(own)] if axis else theirs[:, : self.query_len] if name == "tokens" else theirs
+                own.index_copy_(axis, target, theirs.index_select(axis, source))
 
     def step(self) -> None:
         """Verify the drafts, take what holds and one token more, and draft anew."""
@@ -211,4 +212,5 @@ class Rows:
         return draw(self.draft_rows[depth], self.uniforms[:, self.query_len + depth].contiguous())
 
 
-_STATE = {"tokens": 0, "lengths": 0, "limits": 0, "pages": 0, "rings": 0, "held": 1, "filters": 1}  # axis of sequences
+# what a sequence takes along, and the axis of sequences
+_STATE = {"tokens": 0, "lengths": 0, "limits": 0, "pages": 0, "rings": 0, "filters": 1, "held": 1, "draft_rows": 1}

@@ -34,7 +34,12 @@ def _add_generate(parser: ArgumentParser) -> None:
     prompt.add_argument("--prompt", help="text to continue")
     prompt.add_argument("--chat", type=Path, help="JSON file: a list of messages, or an object of messages and tools")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
-    parser.add_argument("--mtp", type=int, default=0, help="drafts a step, 0 to 3 (default: 0)")
+    parser.add_argument(
+        "--mtp",
+        type=drafts,
+        default=0,
+        help="drafts a step, 0 to 3 (default: 0); auto, with engine optimized: as pays",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=0, help="keep the k most likely tokens; 0, the default, keeps all")
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the most likely tokens that reach p together")
@@ -44,6 +49,11 @@ def _add_generate(parser: ArgumentParser) -> None:
         "--engine", default="reference", help="registered name or module:attribute (default: reference)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
+
+
+def drafts(word: str) -> int | str:
+    """The value of ``--mtp``."""
+    return word if word == "auto" else int(word)
 
 
 def _add_logits(parser: ArgumentParser) -> None:

@@ -118,7 +118,7 @@ def generate(
         raise ValueError("prompt: is empty; want at least one token, such as the begin-of-sentence token")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: is {max_new_tokens}; want 1 or more")
-    if not 0 <= mtp <= config.num_nextn_predict_layers:
+    if not isinstance(mtp, int) or not 0 <= mtp <= config.num_nextn_predict_layers:
         raise ValueError(
             f"mtp: is {mtp}; want 0 to {config.num_nextn_predict_layers}, the MTP layers of this checkpoint"
         )

@@ -86,6 +86,8 @@ class Row:
 class FakeLanes:
     """See ``optimized.scheduler.Executor``."""
 
+    wants_reading = False
+
     def __init__(self, sizes: CacheSizes, max_batch: int, deepest: int = 0, steps_ahead: int = 0) -> None:
         self.cache = KVCache(CONFIG, torch.float32, torch.device("cpu"), sizes, poisons=True)
         self.max_batch, self.deepest, self.steps_ahead, self.end_ids = max_batch, deepest, steps_ahead, (END,)

@@ -26,7 +26,7 @@ def run(
         depth = chosen.depth
         seen[depth] += 1
         noise = chance.uniform(0.99, 1.01)
-        chosen.observe(costs_s[depth] * noise, [accepted(chance, depth, holds) for _ in range(rows)])
+        chosen.observe(depth, costs_s[depth] * noise, [accepted(chance, depth, holds) for _ in range(rows)])
     return seen
 
 
@@ -43,11 +43,11 @@ def test_the_depth_with_most_tokens_per_second_is_found(costs_s: Sequence[float]
 
 def test_expected_tokens_and_rates_follow_the_formula() -> None:
     chosen = DraftDepth(2, trial=1)
-    chosen.observe(4.0, [2, 1, 0, 1])
+    chosen.observe(2, 4.0, [2, 1, 0, 1])
     assert [chosen.expected(depth) for depth in range(3)] == [1, 1.75, 2]
     assert [chosen.rate(depth) for depth in range(3)] == [0, 0, 0.5]
-    chosen.observe(3.5, [1, 0, 1, 1])
-    chosen.observe(2.0, [0, 0, 0, 0])
+    chosen.observe(1, 3.5, [1, 0, 1, 1])
+    chosen.observe(0, 2.0, [0, 0, 0, 0])
     assert [chosen.rate(depth) for depth in range(3)] == [0.5, 0.5, 0.5]
 
 
@@ -64,17 +64,17 @@ def test_each_depth_is_tried_before_one_is_chosen_and_rarely_afterwards() -> Non
     depths = []
     for _ in range(500):
         depths.append(chosen.depth)
-        chosen.observe(1.0 + chosen.depth, [0])
+        chosen.observe(chosen.depth, 1.0 + chosen.depth, [0])
     assert depths[:17] == [3] * 4 + [2] * 4 + [1] * 4 + [0] * 4 + [0]
     assert Counter(depths[16:])[0] > 0.85 * 484
 
 
-def test_steps_whose_cost_is_not_known_teach_what_holds_and_change_nothing_else() -> None:
-    chosen = DraftDepth(DEEPEST)
-    for _ in range(50):
-        chosen.observe(None, [3])
-    assert chosen.depth == 3
-    assert chosen.expected(3) == 4
+def test_steps_that_were_started_before_a_choice_count_for_their_own_depth() -> None:
+    chosen = DraftDepth(DEEPEST, trial=1)
+    for depth in (3, 3, 2, 2, 1, 1, 0, 0):  # each choice is known one step late
+        chosen.observe(depth, 1.0 + depth, [depth])
+    assert [chosen.rate(depth) for depth in range(DEEPEST + 1)] == [1.0] * 4
+    assert chosen.depth == 0
 
 
 def test_near_ties_are_not_followed_back_and_forth() -> None:
@@ -83,10 +83,10 @@ def test_near_ties_are_not_followed_back_and_forth() -> None:
         switches += previous is not None and chosen.depth != previous
         previous = chosen.depth
         cost_s = (1.0, 1.5)[chosen.depth] * seen.uniform(0.99, 1.01)
-        chosen.observe(cost_s, [accepted(seen, chosen.depth, 0.5) for _ in range(32)])
+        chosen.observe(chosen.depth, cost_s, [accepted(seen, chosen.depth, 0.5) for _ in range(32)])
     assert switches <= 3
 
 
 def test_without_mtp_layers_there_is_nothing_to_choose() -> None:
     chosen = DraftDepth(0, interval=3)
-    assert {chosen.depth for _ in range(20) if chosen.observe(1.0, [0]) is None} == {0}
+    assert {chosen.depth for _ in range(20) if chosen.observe(0, 1.0, [0]) is None} == {0}

@@ -6,7 +6,7 @@ from fake_lanes import FIELDS
 
 from conformance.model import tiny
 from optimized.kv_cache import CacheSizes, KVCache
-from optimized.lanes import Lanes
+from optimized.lanes import AUTO, Lanes
 from optimized.model import OptimizedModel
 from optimized.request import Request
 from optimized.runner import Runner
@@ -90,10 +90,55 @@ def test_listed_log_probabilities_are_the_models_own(model: OptimizedModel, refe
         assert [value for _, value in got.likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
 
 
+class Scripted:
+    """Chooses depths by the number of the step."""
+
+    def __init__(self, deepest: int) -> None:
+        self._depths = iter([0, 0, 1, 0, 1])
+        self.depth = deepest
+
+    def observe(self, depth: int, cost_s: float, accepted: list[int]) -> None:
+        assert cost_s > 0
+        assert len(accepted) == 1
+        self.depth = next(self._depths)
+
+
+def test_the_number_of_drafts_may_change_between_steps_and_text_and_drafts_stay_the_same(
+    model: OptimizedModel, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimized.lanes.DraftDepth", Scripted)
+    lanes = Lanes(model, 1, AUTO)
+    scheduler = Scheduler(lanes, 96)
+    scheduler.submit(Request(tuple(TEXT[:20]), 6, ignores_end=True))
+    tokens, drafted = TEXT[:20], []
+    while scheduler.is_busy:
+        for event in scheduler.step():
+            tokens += event.tokens
+        drafts = next(iter(lanes._lanes.values()))._rows.tokens[0, 1:].tolist()
+        drafted.append(len(drafts))
+        if drafts and scheduler.is_busy:
+            assert drafts == [int(reference.draft_logits(tokens)[0][-1].argmax())]
+    assert tokens[20:] == reference.generate(TEXT[:20], 6).tokens
+    assert drafted[:5] == [1, 0, 0, 1, 0]
+
+
+def test_generation_that_adapts_gives_the_same_text_and_leaves_nothing_behind(
+    model: OptimizedModel, reference: ReferenceModel
+) -> None:
+    got = model.generate(TEXT[:9], 3, mtp="auto")
+    assert got.tokens == reference.generate(TEXT[:9], 3).tokens
+    assert got.finish_reason == "length"
+    assert len(got.drafted_per_position) == 1
+    assert got.tokens_per_s is not None
+    assert (model.cache.num_free_slots, model.cache.num_free_pages) == (4, 3)
+    with pytest.raises(ValueError, match="mtp: is 'most'; want 'auto' or 0 to 1"):
+        model.generate([5], 3, mtp="most")
+
+
 def test_what_lanes_cannot_be_is_refused(model: OptimizedModel) -> None:
     with pytest.raises(ValueError, match="max_batch: is 5; want 1 to 4"):
         Lanes(model, 5)
-    with pytest.raises(ValueError, match="mtp: is 2; want 0 to 1"):
+    with pytest.raises(ValueError, match="mtp: is 2; want auto or 0 to 1"):
         Lanes(model, 1, mtp=2)
     with pytest.raises(ValueError, match="token ids: range from 5 to 256"):
         Scheduler(Lanes(model, 1), 96).submit(Request((5, 256)))

@@ -114,6 +114,7 @@ def test_streamed_logits_are_the_loaded_ones(capsys: pytest.CaptureFixture[str],
     ("words", "message"),
     [
         (["generate", "--prompt", "x", "--mtp", "4"], "mtp: is 4; want 0 to 3"),
+        (["generate", "--prompt", "x", "--mtp", "auto"], "mtp: is auto; want 0 to 3"),
         (["generate", "--prompt", "x", "--top-p", "0"], "sampling: temperature 0.0, top_k 0, top_p 0.0"),
         (["generate", "--prompt", "x", "--checkpoint", "nowhere"], "nowhere"),
         (["generate", "--prompt", "x", "--device", "tpu"], "device: is 'tpu'; want cpu, cuda, cuda:N or mps"),
