@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args), what it 
     "inspect": ("reference.commands", "describe a checkpoint and account for each of its tensors"),
     "generate": ("reference.commands", "continue a prompt with the reference engine"),
     "logits": ("reference.commands", "print the reference engine's logits for a prompt"),
+    "quantize": ("reference.commands", "write a checkpoint with its routed experts in int4 or FP8"),
     "prove": (
         "conformance.commands",
         "prove the judge: run it on wrong engines, which it must fail, and on right ones",

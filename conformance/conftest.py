@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reference.checkpoint import Checkpoint, save_fp8_checkpoint
+from reference.checkpoint import Checkpoint
+from reference.save_quantized import save_quantized
 
 from .counters import Counters
 from .guard import GuardedModel
@@ -58,7 +59,7 @@ def fp8_copy(folder: Path) -> Path:
         return folder
     copy = Path(tempfile.mkdtemp(prefix="fp8-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    save_fp8_checkpoint(opened, copy)
+    save_quantized(opened, copy, "fp8")
     return copy
 
 

@@ -12,17 +12,10 @@ from torch import Tensor
 
 from reference.checkpoint import Checkpoint, CheckpointError
 from reference.config import LayerConfig, ModelConfig
-from reference.quantization import (
-    Fp8Weight,
-    Int4Weight,
-    QuantizedWeight,
-    quantize_fp8_weight,
-    quantize_int4_weight,
-)
+from reference.quantization import FORMATS, QuantizedWeight, quantize_stack
 from s35_progress import tracked
 
 Matrix = Tensor | QuantizedWeight  # [O, I]
-QUANTIZED_AT_ONCE = 1 << 26  # weights; bounds the float32 copies that rounding makes
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,6 @@ PROFILES = {
     "w8a16": Format(torch.bfloat16, experts="fp8"),
     "w4a16": Format(torch.bfloat16, experts="int4"),
 }
-_QUANTIZE: dict[str, Callable[[Tensor], QuantizedWeight]] = {"fp8": quantize_fp8_weight, "int4": quantize_int4_weight}
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def load_weights(checkpoint: Checkpoint, format: Format, device: torch.device | str) -> ModelWeights:
     """Read a checkpoint, one layer at a time: the host holds no more than a layer's mapped pages.
 
-    Experts that are stored in FP8 stay as they are in every format.
+    Experts that are stored in FP8 or int4 stay as they are in every format.
 
     Raises:
         CheckpointError: a tensor that no layer takes.
@@ -183,28 +175,15 @@ class _Placement:
     def matrix(self, *parts: Tensor) -> Matrix:
         """One weight of the rows of several."""
         weight = torch.cat([self.plain(part) for part in parts]) if len(parts) > 1 else self.plain(parts[0])
-        return weight if self.format.rest is None else _QUANTIZE[self.format.rest](weight)
+        return weight if self.format.rest is None else FORMATS[self.format.rest].quantize(weight)
 
     def experts(self, weight: Matrix) -> Matrix:
         """A stack of experts, rounded a few at a time."""
-        if isinstance(weight, Fp8Weight):
-            return Fp8Weight(weight.data.to(self.device), weight.scale_inv.to(self.device), weight.block)
-        assert isinstance(weight, Tensor), "checkpoints hold experts as they are or in FP8"
+        if not isinstance(weight, Tensor):
+            return weight.to(self.device)
         if self.format.experts is None:
             return self.plain(weight)
-        size = max(1, QUANTIZED_AT_ONCE // weight[0].numel())
-        parts = [_QUANTIZE[self.format.experts](part.to(self.device)) for part in weight.split(size)]
-        return joined(parts)
-
-
-def joined(parts: list[QuantizedWeight]) -> QuantizedWeight:
-    """Stacks of experts as one stack."""
-    first = parts[0]
-    if isinstance(first, Fp8Weight):
-        scales = torch.cat([part.scale_inv for part in parts if isinstance(part, Fp8Weight)])
-        return Fp8Weight(torch.cat([part.data for part in parts]), scales, first.block)
-    scales = torch.cat([part.scale for part in parts if isinstance(part, Int4Weight)])
-    return Int4Weight(torch.cat([part.data for part in parts]), scales, first.group)
+        return quantize_stack(self.format.experts, weight, self.device)
 
 
 def _layer(place: _Placement, layer: LayerConfig, tensors: Mapping[str, Any], is_mtp: bool) -> LayerWeights:

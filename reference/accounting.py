@@ -1,5 +1,6 @@
 """Parameters, bytes and cache of a config, counted from its tensor table: nothing is allocated."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ class Tensors:
 
     @property
     def parameters(self) -> int:
-        """Entries, less the block scales of FP8 weights."""
-        return sum(spec.numel for name, spec in self.specs.items() if not name.endswith("_scale_inv"))
+        """Weights, however many an entry stands for; scales are none."""
+        return sum(spec.numel * spec.weights_each for spec in self.specs.values())
 
     def nbytes(self, expert_format: str | None = None) -> int:
         """Bytes as stored, or with the routed experts in ``expert_format`` ("bf16", "fp8" or "int4")."""
@@ -32,10 +33,11 @@ class Tensors:
             return sum(spec.nbytes for spec in self.specs.values())
         total = 0
         for name, spec in self.specs.items():
-            if name.endswith(EXPERT_NAMES):
-                total += spec.numel * 2 if expert_format == "bf16" else weight_bytes(expert_format, spec.shape)
-            elif not name.endswith("_scale_inv"):
+            if not any(expert in name for expert in EXPERT_NAMES):
                 total += spec.nbytes
+            elif spec.weights_each:
+                shape = (*spec.shape[:-1], spec.shape[-1] * spec.weights_each)
+                total += math.prod(shape) * 2 if expert_format == "bf16" else weight_bytes(expert_format, shape)
         return total
 
 
@@ -101,7 +103,7 @@ def _chosen(routed: Tensors, config: ModelConfig) -> int:
     used = 0
     for name, spec in routed.specs.items():
         layer = config.layers[_layer_of(name)]
-        used += 0 if name.endswith("_scale_inv") else spec.numel // layer.num_experts * layer.num_experts_per_tok
+        used += spec.numel * spec.weights_each // layer.num_experts * layer.num_experts_per_tok
     return used
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from s35_progress import tracked
 
-from .config import LayerConfig, ModelConfig
-from .quantization import Fp8Weight, QuantizedWeight, quantize_fp8_weight
+from .config import Fp8Config, Int4Config, LayerConfig, ModelConfig
+from .quantization import Fp8Weight, Int4Weight, QuantizedWeight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -30,6 +30,18 @@ MAX_LISTED = 12  # names in one error message; the count is always given
 TOP_NAMES = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 # of the published FP8 config.json
 FP8_CONFIG = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+# what AutoRound and llm-compressor write for 4-bit weights
+INT4_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "experts": {
+            "targets": ["re:.*\\.moe\\.(gate|up|down)_proj"],
+            "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128},
+        }
+    },
+}
+CODES_PER_WORD = 8
 EXPERT_NAMES = tuple(f"moe.{name}_proj.weight" for name in ("gate", "up", "down"))
 
 
@@ -39,10 +51,16 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor must be; ``dtypes`` in the words of safetensors, the usual one first."""
+    """What a tensor must be.
+
+    Attributes:
+        dtypes: in the words of safetensors, the usual one first.
+        weights_each: weights that an entry stands for: 8 where codes are packed, none where it is a scale.
+    """
 
     shape: tuple[int, ...]
     dtypes: tuple[str, ...] = ("BF16",)
+    weights_each: int = 1
 
     @property
     def numel(self) -> int:
@@ -54,7 +72,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes in the usual dtype."""
-        return self.numel * {"BF16": 2, "F32": 4, "F8_E4M3": 1}[self.dtypes[0]]
+        return self.numel * {"BF16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4, "F16": 2}[self.dtypes[0]]
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
@@ -96,8 +114,11 @@ def layer_tensors(config: ModelConfig, layer: LayerConfig) -> dict[str, TensorSp
     specs = {name: TensorSpec(shape) for name, shape in shapes.items()}
     if layer.is_moe:
         specs["moe.router_bias"] = TensorSpec((layer.num_experts,), ("F32",))
-        if config.quantization is not None:
+        if isinstance(config.quantization, Fp8Config):
             specs |= _fp8_experts(specs, config.quantization.weight_block_size)
+        if isinstance(config.quantization, Int4Config):
+            packed = _int4_experts(specs, config.quantization.group_size)
+            specs = {name: spec for name, spec in specs.items() if name not in EXPERT_NAMES} | packed
     return specs
 
 
@@ -121,8 +142,18 @@ def _fp8_experts(specs: Mapping[str, TensorSpec], block: tuple[int, int]) -> dic
         experts, out_size, in_size = specs[name].shape
         blocks = (experts, -(-out_size // block[0]), -(-in_size // block[1]))
         quantised[name] = TensorSpec(specs[name].shape, ("F8_E4M3",))
-        quantised[f"{name}_scale_inv"] = TensorSpec(blocks, ("F32", "BF16"))
+        quantised[f"{name}_scale_inv"] = TensorSpec(blocks, ("F32", "BF16"), weights_each=0)
     return quantised
+
+
+def _int4_experts(specs: Mapping[str, TensorSpec], group: int) -> dict[str, TensorSpec]:
+    """The words of compressed-tensors, with E before them."""
+    packed = {}
+    for name in EXPERT_NAMES:
+        *outer, in_size = specs[name].shape
+        packed[f"{name}_packed"] = TensorSpec((*outer, in_size // CODES_PER_WORD), ("I32",), CODES_PER_WORD)
+        packed[f"{name}_scale"] = TensorSpec((*outer, -(-in_size // group)), ("F16",), weights_each=0)
+    return packed
 
 
 class Checkpoint:
@@ -215,7 +246,7 @@ class Checkpoint:
         return dict(self.read(list(TOP_NAMES)))
 
     def layer(self, index: int) -> dict[str, Any]:
-        """The tensors of one layer, memory-mapped; FP8 experts with their scales as one ``Fp8Weight``."""
+        """The tensors of one layer, memory-mapped; quantised experts with their scales as one weight."""
         prefix = f"model.layers.{index}."
         names = [name for name in self.files if name.startswith(prefix)]
         return _join_scales({name.removeprefix(prefix): tensor for name, tensor in self.read(names)}, self.config)
@@ -226,12 +257,12 @@ class Checkpoint:
         Args:
             device: where to put them.
             dtype: widen floating weights to it once, so that no operator has to; None keeps the stored ones. The
-                float32 router bias and FP8 weights stay as they are.
+                float32 router bias and quantised weights stay as they are.
         """
 
         def place(tensor: Any) -> Any:
-            if isinstance(tensor, Fp8Weight):
-                return Fp8Weight(tensor.data.to(device), tensor.scale_inv.to(device), tensor.block)
+            if not isinstance(tensor, Tensor):
+                return tensor.to(device)
             return tensor.to(device, dtype if dtype and tensor.dtype == torch.bfloat16 else tensor.dtype)
 
         def placed(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,8 +326,7 @@ def save_checkpoint(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in config_fields.items())
-    (folder / "config.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_config(folder, config_fields)
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -312,38 +342,39 @@ def save_checkpoint(
         (folder / SINGLE_NAME).unlink(missing_ok=True)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = shard_name(number, len(shards))
             save_file(shard, folder / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(shard, file)
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        write_index(folder, weight_map, sum(tensor.nbytes for tensor in tensors.values()))
     Checkpoint(folder)
 
 
-def save_fp8_checkpoint(source: Checkpoint, folder: str | Path) -> None:
-    """Write a bf16 checkpoint anew with its routed experts in FP8, as StepFun publishes both.
+def write_config(folder: Path, config_fields: Mapping[str, Any]) -> None:
+    """Write config.json, a field a line."""
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in config_fields.items())
+    (folder / "config.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
-    Args:
-        source: a checkpoint without quantisation.
-        folder: as in ``save_checkpoint``.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in source.read(list(source.files)):
-        if name.endswith(EXPERT_NAMES):
-            quantised = quantize_fp8_weight(tensor)
-            tensors[name], tensors[f"{name}_scale_inv"] = quantised.data, quantised.scale_inv
-        else:
-            tensors[name] = tensor
-    fields = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    save_checkpoint(folder, fields | {"quantization_config": FP8_CONFIG}, tensors)
+
+def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    """Write which file holds each tensor."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file of one of several, counted from 1, as Hugging Face names it."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _join_scales(tensors: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    quantization = config.quantization
     for name in EXPERT_NAMES:
-        scale_inv = tensors.pop(f"{name}_scale_inv", None)
-        if scale_inv is not None and config.quantization is not None:
-            tensors[name] = Fp8Weight(tensors[name], scale_inv, config.quantization.weight_block_size)
+        if isinstance(quantization, Fp8Config) and name in tensors:
+            scale_inv = tensors.pop(f"{name}_scale_inv")
+            tensors[name] = Fp8Weight(tensors[name], scale_inv, quantization.weight_block_size)
+        if isinstance(quantization, Int4Config) and f"{name}_packed" in tensors:
+            codes, scale = tensors.pop(f"{name}_packed"), tensors.pop(f"{name}_scale")
+            tensors[name] = Int4Weight(codes.view(torch.uint8), scale, quantization.group_size)
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""The commands ``s35 inspect``, ``s35 generate`` and ``s35 logits``. Nothing heavy is imported until one runs."""
+"""The commands ``s35 inspect``, ``generate``, ``logits`` and ``quantize``. Nothing heavy is imported until one runs."""
 
 import json
 import sys
@@ -13,12 +13,14 @@ DTYPES = ("float32", "float64", "bfloat16")
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command that the parser is for."""
-    {"inspect": _add_inspect, "generate": _add_generate, "logits": _add_logits}[parser.get_default("command")](parser)
+    add = {"inspect": _add_inspect, "generate": _add_generate, "logits": _add_logits, "quantize": _add_quantize}
+    add[parser.get_default("command")](parser)
 
 
 def run(args: Namespace) -> int:
     """Run the command; errors of the caller are ValueErrors."""
-    return {"inspect": _inspect, "generate": _generate, "logits": _logits}[args.command](args)
+    commands = {"inspect": _inspect, "generate": _generate, "logits": _logits, "quantize": _quantize}
+    return commands[args.command](args)
 
 
 def _add_inspect(parser: ArgumentParser) -> None:
@@ -63,6 +65,15 @@ def _add_logits(parser: ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=5, help="most likely next tokens to show (default: 5)")
     parser.add_argument("--out", type=Path, help="write all logits [T, V] to a .safetensors file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_quantize(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint in bfloat16")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument("--format", choices=("int4", "fp8"), required=True, help="of the routed experts")
+    parser.add_argument(
+        "--device", default="cpu", help="where experts are rounded: cpu, cuda, cuda:N or mps (default: cpu)"
+    )
 
 
 def _add_model_arguments(parser: ArgumentParser) -> None:
@@ -182,6 +193,19 @@ def _logits(args: Namespace) -> int:
     else:
         for row in top:
             print(f"{row['probability']:8.4f}  {row['token']:6}  {row['text']!r}")
+    return 0
+
+
+def _quantize(args: Namespace) -> int:
+    from .checkpoint import Checkpoint
+    from .save_quantized import save_quantized
+
+    source = Checkpoint(args.checkpoint)
+    save_quantized(source, args.out, args.format, device=_device(args.device))
+    before, after = (
+        sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (source.folder, args.out)
+    )
+    print(f"{args.out}: experts in {args.format}, {after / 1e9:.3f} GB of {before / 1e9:.3f} GB")
     return 0
 
 

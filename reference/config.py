@@ -37,6 +37,13 @@ class Fp8Config:
 
 
 @dataclass(frozen=True)
+class Int4Config:
+    """4-bit codes of routed experts, with a scale for each group of inputs."""
+
+    group_size: int = 128
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """One decoder layer; ``index`` counts the MTP layers after the backbone, as the checkpoint does."""
 
@@ -75,7 +82,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     layers: tuple[LayerConfig, ...]
     mtp_layers: tuple[LayerConfig, ...]
-    quantization: Fp8Config | None = None
+    quantization: Fp8Config | Int4Config | None = None
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ModelConfig":
@@ -393,10 +400,12 @@ class _Reader:
             )
         return parsed
 
-    def _quantization(self) -> Fp8Config | None:
+    def _quantization(self) -> Fp8Config | Int4Config | None:
         quantization = self.fields.get("quantization_config")
         if quantization is None:
             return None
+        if quantization.get("quant_method") == "compressed-tensors":
+            return self._int4(quantization)
         wanted = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
         for key, value in wanted.items():
             if quantization.get(key) != value:
@@ -405,6 +414,25 @@ class _Reader:
         if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
             raise ConfigError(f"quantization_config.weight_block_size: is {block!r}; want two sizes such as [128, 128]")
         return Fp8Config(weight_block_size=(block[0], block[1]))
+
+    def _int4(self, quantization: Mapping[str, Any]) -> Int4Config:
+        """The one scheme of compressed-tensors that ``int4`` is: its codes, packed eight to an int32."""
+        groups = quantization.get("config_groups")
+        weights = next(iter(groups.values())).get("weights") if isinstance(groups, dict) and len(groups) == 1 else None
+        wanted = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
+        if quantization.get("format") != "pack-quantized" or not isinstance(weights, dict):
+            raise ConfigError("quantization_config: want format pack-quantized and one of config_groups, with weights")
+        for key, value in wanted.items():
+            if weights.get(key) != value:
+                raise ConfigError(f"quantization_config: weights.{key} is {weights.get(key)!r}; want {value!r}")
+        group = self._int_in(weights, "quantization_config: weights.", "group_size")
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if self._int(name, 1) % 8 or group % 2:
+                raise ConfigError(
+                    f"{name}: is {self.fields[name]} in groups of {group}; want multiples of 8 and an even group, as "
+                    "codes are packed"
+                )
+        return Int4Config(group)
 
 
 def _is_number(value: Any) -> bool:

@@ -44,6 +44,7 @@ from torch.nn.functional import pad
 FP8_MAX = 448.0  # largest finite e4m3fn; torch 2.11 casts above 464 to NaN, later ones saturate: clamp first
 INT4_ZERO = 8  # the code that stands for 0
 INT4_SCALE_MAX = 65504.0  # largest finite float16
+QUANTIZED_AT_ONCE = 1 << 26  # weights of a stack; bounds the float32 copies that rounding makes
 GPTQ_ZEROS = 0x77777777  # eight zero points of 8, each stored minus one
 
 
@@ -80,6 +81,10 @@ class Fp8Weight:
     def nbytes(self) -> int:
         """Bytes of codes and scales."""
         return self.data.nbytes + self.scale_inv.nbytes
+
+    def to(self, device: torch.device | str) -> Fp8Weight:
+        """The same on another device."""
+        return Fp8Weight(self.data.to(device), self.scale_inv.to(device), self.block)
 
     def __getitem__(self, expert: int) -> Fp8Weight:
         """Take one index of the leading dimension; a view, nothing is widened."""
@@ -176,6 +181,10 @@ class Int4Weight:
     def nbytes(self) -> int:
         """Bytes of codes and scales; the constant zero points are not kept."""
         return self.data.nbytes + self.scale.nbytes
+
+    def to(self, device: torch.device | str) -> Int4Weight:
+        """The same on another device."""
+        return Int4Weight(self.data.to(device), self.scale.to(device), self.group)
 
     def __getitem__(self, expert: int) -> Int4Weight:
         """Take one index of the leading dimension; a view, nothing is widened."""
@@ -324,6 +333,18 @@ FORMATS = {
     "fp8": Format(quantize_fp8_weight, code_bits=8, scale_bits=32, block=(128, 128)),
     "int4": Format(quantize_int4_weight, code_bits=4, scale_bits=16, block=(1, 128)),
 }
+
+
+def quantize_stack(format: str, weight: Tensor, device: torch.device | str) -> QuantizedWeight:
+    """Quantise a stack of experts [E, O, I] on a device, a few at a time: wide copies of all would not fit."""
+    size = max(1, QUANTIZED_AT_ONCE // max(1, weight[0].numel()))
+    parts = [FORMATS[format].quantize(part.to(device)) for part in weight.split(size)]
+    codes, first = torch.cat([part.data for part in parts]), parts[0]
+    if isinstance(first, Fp8Weight):
+        return Fp8Weight(
+            codes, torch.cat([part.scale_inv for part in parts if isinstance(part, Fp8Weight)]), first.block
+        )
+    return Int4Weight(codes, torch.cat([part.scale for part in parts if isinstance(part, Int4Weight)]), first.group)
 
 
 def weight_bytes(format: str, shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""s35 inspect, generate and logits: what they print, and errors in one line."""
+"""s35 inspect, generate, logits and quantize: what they print, and errors in one line."""
 
 import json
 from pathlib import Path
@@ -108,6 +108,20 @@ def test_streamed_logits_are_the_loaded_ones(capsys: pytest.CaptureFixture[str],
     first, second = (load_file(path) for path in files)
     assert torch.equal(first["logits"], second["logits"])
     assert first["logits"].shape == (len(streamed["tokens"]), 768)
+
+
+def test_a_quantised_checkpoint_is_written_and_generates_what_the_profile_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, "quantize", str(NANO), str(tmp_path / "int4"), "--format", "int4")
+    assert (code, err) == (0, "")  # no bar where nobody watches
+    assert out.startswith(f"{tmp_path / 'int4'}: experts in int4, 0.0")
+    words = ("generate", "--prompt", "def ", "--max-new-tokens", "8", "--engine", "reference-w4a16")
+    saved = run_json(capsys, *words, "--checkpoint", str(tmp_path / "int4"))
+    assert saved["tokens"] == run_json(capsys, *words)["tokens"]
+    code, out, err = run(capsys, "quantize", str(NANO), str(tmp_path / "int4"), "--format", "fp8")
+    assert (code, out) == (4, "")
+    assert "is not an empty folder" in err
 
 
 @pytest.mark.parametrize(
