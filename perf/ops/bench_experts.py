@@ -13,6 +13,7 @@ from .routing import CORRELATION, distinct_experts, draw_ids
 
 BITS = {"bf16": 16.0, "fp8": 8 + 32 / 128**2, "int4": 4 + 16 / 128}  # a weight and its share of the scale
 CORRELATED_TOKENS = (4, 16)
+SLICE_TOKENS, RANKS = (1, 4, 16), 8  # of expert parallel, a rank's experts; of tensor parallel, its share of every one
 DECODE_SETS, PREFILL_SETS = 8, 2  # draws of the routing; the weights of all experts exceed any cache
 
 
@@ -28,7 +29,9 @@ def cost(T: int, A: int, D: int, F: int, distinct: float, bits: float, itemsize:
 
 
 def cases() -> list[Case]:
-    return [case for format in BITS for case in cases_of("experts", format)]
+    whole = [case for format in BITS for case in cases_of("experts", format)]
+    share = published().moe.intermediate_size // RANKS
+    return whole + [_case("experts", "bf16", T, 0.0, 2.0**-6, F=share) for T in SLICE_TOKENS]
 
 
 def cases_of(op: str, format: str, of_row: float = 2.0**-6) -> list[Case]:
@@ -38,9 +41,15 @@ def cases_of(op: str, format: str, of_row: float = 2.0**-6) -> list[Case]:
     return [*decode, *correlated, *(_case(op, format, T, 0.0, of_row) for T in PREFILL_TOKENS)]
 
 
-def _case(op: str, format: str, T: int, correlation: float, of_row: float) -> Case:
+def sliced(op: str, format: str, of_row: float) -> list[Case]:
+    """A rank of expert parallel: all experts of every token are its own."""
+    return [_case(op, format, T, 0.0, of_row, E=published().moe.num_experts // RANKS) for T in SLICE_TOKENS]
+
+
+def _case(op: str, format: str, T: int, correlation: float, of_row: float, F: int = 0, E: int = 0) -> Case:
     layer = published().moe
-    D, F, E, A = layer.hidden_size, layer.intermediate_size, layer.num_experts, layer.num_experts_per_tok
+    D, A = layer.hidden_size, layer.num_experts_per_tok
+    F, E = F or layer.intermediate_size, E or layer.num_experts
 
     def build(maker: Maker) -> Draw:
         weights = shared_weights(maker, E, F, D, format)
