@@ -55,7 +55,9 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.add_argument("--prompts", metavar="FILE", help="text for --checkpoint (default: the packaged one)")
     model.add_argument("--engine", default="optimized", help="registered name or module:attribute (default: optimized)")
     model.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu shows that it runs (default: cuda)")
-    model.add_argument("--only", action="append", default=[], metavar="TEXT", help="scenarios whose name has this")
+    model.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="scenarios of this name, or with it in theirs"
+    )
     model.add_argument("--budget", type=float, default=MODEL_BUDGET_S, metavar="S", help="seconds (default: 200)")
     model.add_argument("--min-time", type=float, default=0.5, metavar="S", help="of sampling (default: 0.5)")
     model.add_argument("--max-time", type=float, default=3.0, metavar="S", help="of sampling (default: 3)")
@@ -189,7 +191,7 @@ def _run_model(args: Namespace) -> int:
     from .ceilings import measure_ceilings
     from .model import How, ModelResult, NotOfferedError, measure_all, speculation, table
     from .sampling import StopRule
-    from .whole import MINIATURE, Wanted, subject_of
+    from .whole import MINIATURE, Wanted, chosen, subject_of
 
     started = time.monotonic()
     if args.checkpoint is None and args.config is None:
@@ -212,8 +214,7 @@ def _run_model(args: Namespace) -> int:
     except NotOfferedError as error:
         raise ValueError(f"engine: {error}") from error
     left_s = args.budget - (time.monotonic() - started)
-    scenarios = wanted.scenarios(args.device)
-    chosen = [one for one in scenarios if not args.only or any(text in one.name for text in args.only)]
+    scenarios = chosen(wanted.scenarios(args.device), args.only)
 
     once = StopRule(least_samples=1, least_s=0.0, most_s=0.0, most_warmup=0)  # interpreted steps take seconds
     how = How(
@@ -221,14 +222,14 @@ def _run_model(args: Namespace) -> int:
         ceilings,
         energy=lambda: EnergyWindow(counters_of(args.device)),
     )
-    with progress("scenarios", len(chosen)) as bar:
+    with progress("scenarios", len(scenarios)) as bar:
 
         def say(result: ModelResult) -> None:
             if not args.json:
                 bar.say(table([result]).splitlines()[1])
             bar.advance()
 
-        results = measure_all(model, chosen, how, left_s, say)
+        results = measure_all(model, scenarios, how, left_s, say)
     drafts = speculation(results)
     record = {
         "kind": "perf model",

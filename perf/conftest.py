@@ -40,8 +40,8 @@ HOST_SETS = 4
 L2_MULTIPLE = 5  # of the L2 cache: what the sets of a cold workload hold together
 UNUSED = "ignore:Benchmark fixture was not used"  # by a test that failed or was skipped before it had times
 SCENARIO = (
-    "only scenarios of the whole model whose name has this, as in 'tg128 @ d4096'; may be repeated; without --op, no "
-    "operators; with --op and without this, no scenarios"
+    "only the scenario of the whole model of this name, as in 'tg128 @ d4096', or those with it in their name; may be "
+    "repeated; without --op, no operators; with --op and without this, no scenarios"
 )
 RERUNS = 2  # of a suspected regression, before it counts
 
@@ -74,7 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         raise pytest.UsageError("perf: is started with xdist; want one process, as others' work is in every timing")
     device = config.getoption("--device") or "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(torch.device(device).type, True):
         pytest.exit(f"INCONCLUSIVE: device {device} is not here; nothing was timed", pytest.ExitCode.NO_TESTS_COLLECTED)
     index = torch.device(device).index or 0
     gpu = device.startswith("cuda")
@@ -87,7 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.getoption("--op"),
         {
             "threads": None if gpu else torch.get_num_threads(),
-            "shapes": "published" if gpu else "nano",
+            "shapes": "nano" if device == "cpu" else "published",
             "warm": config.getoption("--warm"),
             "min_time_s": config.getoption("--min-time"),
             "scenarios": sorted(config.getoption("--scenario")),
@@ -173,8 +174,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     recording = config.stash[RECORDING]
-    shapes = "published shapes" if recording.ceilings else "shapes of the miniature"
-    return [f"perf: {recording.subject} on {config.getoption('--device') or 'cpu'}, {shapes}"]
+    shapes = "shapes of the miniature" if _device(config) == "cpu" else "published shapes"
+    return [f"perf: {recording.subject} on {_device(config)}, {shapes}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -327,9 +328,14 @@ def timed(
 @pytest.fixture(scope="session")
 def whole_model(pytestconfig: pytest.Config, recording: Recording) -> Subject | str:
     """The model that is measured, loaded or made once; or why there is none."""
+    from .ops.bench_experts import forget_weights
+
     device = _device(pytestconfig)
     engine = find_engine(pytestconfig.getoption("--engine"))
     move(engine, device)
+    forget_weights()  # of operators: a whole model needs the room
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
         return subject_of(engine, device, Wanted.of(pytestconfig))
     except NotOfferedError as error:
@@ -353,7 +359,7 @@ def measured(
             if isinstance(subject, str):
                 pytest.skip(f"no whole model: {subject}")
             result = asdict(measure_scenario(subject, scenario, how))
-            found = list(of_scenario(result, name, hardware, "pytest perf/"))
+            found = [recording.doubted(one) for one in of_scenario(result, name, hardware, "pytest perf/")]
             plain = recording.plain_of(found[0])
             return [*found, break_even(found[0], plain)] if plain and found[0].value else found
 
@@ -399,7 +405,8 @@ def _once(
     device = _device(config)
     with torch.inference_mode():
         work = Workload(case, operator, reference, device, _sets(case, device, cache))
-        timer: Timer[Workload] = HostTimer(cache) if device == "cpu" else DeviceTimer(cache, case.waits)
+        on_gpu = torch.device(device).type == "cuda"
+        timer: Timer[Workload] = DeviceTimer(cache, case.waits) if on_gpu else HostTimer(cache, device=device)
         watch, carve_out = _guards(config)
         noise = config.getoption("--max-noise")
         return measure(work, timer, _rule(config), watch, carve_out, noise, _energy(config)())
@@ -408,7 +415,7 @@ def _once(
 def _sets(case: Case, device: str, cache: str) -> int:
     if cache == "warm":
         return 1
-    if device == "cpu":
+    if torch.device(device).type != "cuda":
         return HOST_SETS
     from .maker import Maker
 

@@ -243,6 +243,8 @@ def measure_scenario(subject: Subject, scenario: Scenario, how: How) -> ModelRes
 
     blank = ModelResult(scenario.name, dataclasses.asdict(scenario), text=subject.text)
     started = time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is free again counts as used where room for caches is planned
     try:
         with torch.inference_mode():
             work = subject.open(scenario)
@@ -262,8 +264,6 @@ def measure_all(
     subject: Subject, scenarios: Sequence[Scenario], how: How, budget_s: float, say: Callable[[ModelResult], None]
 ) -> list[ModelResult]:
     """Measure in order until the budget is spent; what is left says so."""
-    import torch
-
     started, results = time.monotonic(), []
     for scenario in scenarios:
         if time.monotonic() - started > budget_s:
@@ -271,8 +271,6 @@ def measure_all(
             result = ModelResult(scenario.name, dataclasses.asdict(scenario), reason=spent)
         else:
             result = measure_scenario(subject, scenario, how)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         say(result)
         results.append(result)
     return results

@@ -11,6 +11,9 @@ import torch
 CPU_COPY_BYTES = 1 << 28
 CPU_MATMUL_SIZE = 1024
 CPU_ROUNDS = 7
+QUEUE_BYTES = 1 << 30  # more than a last-level cache that CPU and GPU share
+QUEUE_MATMUL_SIZE = 4096
+QUEUED = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def _rates(device: str) -> Iterator[Probe]:
         yield from _cuda_rates()
     elif device == "cpu":
         yield from _cpu_rates()
+    elif device == "mps":
+        yield from _queue_rates(device, torch.mps.synchronize)
     else:
         reason = f"no timer of the suite measures {device} yet"
         yield Probe("memory is copied", None, "GB/s", "none", reason)
@@ -125,6 +130,45 @@ def _cpu_rates() -> Iterator[Probe]:
     seconds = _median_s(lambda: a @ a)
     rate = 2 * CPU_MATMUL_SIZE**3 / seconds / 1e12
     yield Probe("float32 matrices are multiplied", rate, "TFLOP/s", f"{source}; {CPU_MATMUL_SIZE}^3")
+
+
+def _queue_rates(
+    device: str, wait: Callable[[], None], size_bytes: int = QUEUE_BYTES, side: int = QUEUE_MATMUL_SIZE
+) -> Iterator[Probe]:
+    """Of a device that works behind a queue: many calls between two waits, so that starting one of them hides.
+
+    Written for MPS, and tested with a stand-in: it has not run on Apple's hardware.
+    """
+    source = f"torch on {device}, {QUEUED} calls between two waits, median of {CPU_ROUNDS}"
+    x = torch.randn(size_bytes // 4, device=device)
+    y = torch.empty_like(x)
+    seconds = _queued_s(lambda: y.copy_(x), wait)
+    copied = f"{source}; {size_bytes >> 20} MiB, reads and writes counted"
+    yield Probe("memory is copied", 2 * x.nbytes / seconds / 1e9, "GB/s", copied)
+    seconds = _queued_s(x.sum, wait)
+    yield Probe("memory is read", x.nbytes / seconds / 1e9, "GB/s", f"{source}; a sum of {size_bytes >> 20} MiB")
+    for name, dtype in (("bf16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)):
+        question = f"{name} matrices are multiplied"
+        try:
+            a = torch.randn(side, side, device=device).to(dtype)
+            seconds = _queued_s(lambda a=a: a @ a, wait)  # type: ignore[misc]
+        except (RuntimeError, TypeError) as error:  # older systems have no bfloat16 there
+            said = str(error).strip().splitlines() or [""]
+            yield Probe(question, None, "TFLOP/s", source, f"{type(error).__name__}: {said[0][:160]}")
+            continue
+        yield Probe(question, 2 * side**3 / seconds / 1e12, "TFLOP/s", f"{source}; {side}^3")
+
+
+def _queued_s(work: Callable[[], object], wait: Callable[[], None]) -> float:
+    """Seconds of one call."""
+
+    def together() -> None:
+        for _ in range(QUEUED):
+            work()
+        wait()
+
+    wait()
+    return _median_s(together) / QUEUED
 
 
 def _median_s(work: Callable[[], object]) -> float:

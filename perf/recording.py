@@ -96,11 +96,18 @@ class Recording:
             timed = replace(
                 timed, roofline=least.us, roofline_bound=least.bound, roofline_source="ceilings of this run"
             )  # fmt: skip
-            if (timed.share_of_roofline or 0) > MOST_OF_ROOFLINE:
-                reasons.append(f"roofline: {timed.share_of_roofline:.0%} of what the ceilings allow; the time is wrong")
         if reasons:
             timed = replace(timed, quality=Quality.SUSPECT, quality_reasons=tuple(reasons))
-        return timed
+        return self.doubted(timed)
+
+    def doubted(self, measurement: Measurement) -> Measurement:
+        """The same, suspect where it is better than the ceilings of the run allow."""
+        share = measurement.share_of_roofline or 0
+        if share <= MOST_OF_ROOFLINE:
+            return measurement
+        reason = f"roofline: {share:.0%} of what the ceilings allow; the time is wrong"
+        reasons = (*measurement.quality_reasons, reason)
+        return replace(measurement, quality=Quality.SUSPECT, quality_reasons=reasons)
 
     def energy_of(self, measurement: Measurement, outcome: Outcome) -> Measurement | None:
         """Energy over warm-up and samples; None: nothing counts it here, or they took too short a time."""

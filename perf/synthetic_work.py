@@ -177,8 +177,9 @@ class _Prompt:
 
     def run_checked(self, index: int = 0) -> Wrong | None:
         """It runs: what it leaves behind are keys and values, which decoding is judged by."""
-        self._run()
-        self._clock.wait()
+        if index == 0:
+            self._run()
+            self._clock.wait()
         return None
 
     def weights_changed(self) -> Wrong | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from .model import Scenario
-from .whole import Wanted
+from .whole import Wanted, chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -13,9 +13,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config = metafunc.config
     wanted, texts = Wanted.of(config), config.getoption("--scenario")
-    found = wanted.scenarios(config.getoption("--device") or "cpu")
-    if texts or config.getoption("--op"):
-        found = [one for one in found if any(text in one.name for text in texts)]
+    found = chosen(wanted.scenarios(config.getoption("--device") or "cpu"), texts)
+    if config.getoption("--op") and not texts:
+        found = []  # operators alone are asked for
     metafunc.parametrize("scenario", found, ids=[one.name for one in found])
 
 

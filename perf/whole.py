@@ -77,6 +77,16 @@ class Wanted:
         return CPU_SCENARIOS if torch.device(device).type == "cpu" else GPU_SCENARIOS
 
 
+def chosen(scenarios: Sequence[Scenario], texts: Sequence[str]) -> list[Scenario]:
+    """Those that a text names, or whose name holds it where it names none; of no texts, all."""
+    names = {one.name for one in scenarios}
+    return [
+        one
+        for one in scenarios
+        if not texts or any(text == one.name or (text not in names and text in one.name) for text in texts)
+    ]
+
+
 def subject_of(engine: Any, device: str, wanted: Wanted) -> Subject:
     """Load or make it.
 

@@ -88,10 +88,13 @@ def key_of(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_gated(one: Measurement) -> bool:
+    """What was sampled, and bytes: energy is counted coarsely, and acceptance depends on how much text was used."""
+    return bool(one.samples) or one.metric == "bytes"
+
+
 def combine(runs: Sequence[Recorded]) -> Baseline:
     """Make a baseline of runs; a workload counts if every run measured it.
-
-    Energy does not: its counters are coarse. Nor does what is 0, of which no share can be lost.
 
     Raises:
         ValueError: no runs, or runs of different machines, engines or versions.
@@ -105,7 +108,7 @@ def combine(runs: Sequence[Recorded]) -> Baseline:
     by_id: dict[str, list[Measurement]] = {}
     for run in runs:
         for one in run.measurements:
-            if one.value is not None and one.value > 0 and one.kind is Kind.MEASURED and one.group != "energy":
+            if one.value is not None and one.value > 0 and one.kind is Kind.MEASURED and is_gated(one):
                 by_id.setdefault(one.id, []).append(one)
     entries = {id: _entry(id, of) for id, of in by_id.items() if len(of) == len(runs)}
     commit = runs[-1].run["machine"].get("suite_commit")

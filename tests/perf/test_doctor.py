@@ -78,3 +78,37 @@ def test_abilities_are_found_by_trying():
     assert found["a Triton kernel runs"].answer is False
     assert "compiles for GPUs" in (found["a Triton kernel runs"].reason or "")
     assert found["MPS is available"].answer is False
+
+
+def test_rates_behind_a_queue_wait_for_the_work(monkeypatch):
+    from perf import probes
+
+    monkeypatch.setattr(probes, "CPU_ROUNDS", 2)
+    waits = []
+    found = {p.question: p for p in probes._queue_rates("cpu", lambda: waits.append(1), size_bytes=1 << 20, side=32)}
+    assert len(waits) == len(found) * (1 + 3)  # once before, and after each round of calls
+    for question in ("memory is copied", "memory is read", "bf16 matrices are multiplied"):
+        assert isinstance(found[question].answer, float)
+        assert "8 calls between two waits" in found[question].source
+
+
+def test_a_dtype_that_a_device_has_not_is_no_end_of_the_rates(monkeypatch):
+    import torch
+
+    from perf import probes
+
+    monkeypatch.setattr(probes, "CPU_ROUNDS", 1)
+    monkeypatch.setattr(torch, "bfloat16", "no dtype")
+    found = {p.question: p for p in probes._queue_rates("cpu", lambda: None, size_bytes=1 << 16, side=8)}
+    assert found["bf16 matrices are multiplied"].answer is None
+    assert found["bf16 matrices are multiplied"].reason
+    assert found["float32 matrices are multiplied"].answer
+
+
+def test_an_apple_device_is_timed_by_its_own_queue(monkeypatch):
+    from perf import probes
+
+    asked = []
+    monkeypatch.setattr(probes, "_queue_rates", lambda device, wait: asked.append((device, wait.__name__)) or iter(()))
+    assert list(probes._rates("mps")) == []
+    assert asked == [("mps", "synchronize")]

@@ -106,6 +106,15 @@ class TestOnCuda:
         assert any("L2 carve-out" in reason for reason in outcome.suspicions)
 
 
+def test_work_behind_a_queue_is_waited_for(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(time.perf_counter()))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(*size))  # there is no such device here
+    outcome = outcome_of(cheats.honest, HostTimer("cold", device="mps"))
+    assert outcome.samples is not None
+    assert len(waits) >= 2 * len(outcome.samples.us)
+
+
 class Carved:
     """A carve-out that somebody sets again after it was given back."""
 

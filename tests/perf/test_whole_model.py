@@ -20,7 +20,7 @@ from perf.model_cost import FORMATS, held_weight_bytes
 from perf.prompts import Prompts, load_prompts
 from perf.sampling import StopRule
 from perf.shapes import published
-from perf.whole import MINIATURE, Wanted, subject_of
+from perf.whole import MINIATURE, Wanted, chosen, subject_of
 from reference.accounting import inspect
 from reference.config import ModelConfig
 from reports.baseline import combine
@@ -96,8 +96,8 @@ def test_memory_is_what_the_formulas_say(run):
 def test_a_baseline_holds_what_was_measured_and_nothing_else(run):
     baseline = combine([read(run)])
     names = {entry.name for entry in baseline.entries.values()}
-    assert {"tg32 @ d0", "MTP-3 step @ d512", "MTP-3 draft 1 accepted @ d512"} <= names
-    assert not [name for name in names if "energy" in name or " at " in name]
+    assert {"tg32 @ d0", "MTP-3 step @ d512", "tg32 @ d0: weights"} <= names
+    assert not [name for name in names if "energy" in name or " at " in name or "accepted" in name]
 
 
 def test_a_run_without_its_end_goes_on_with_what_is_left(run, tmp_path):
@@ -186,6 +186,13 @@ def test_scenarios_reach_as_far_as_the_model():
         assert name in names
     small = [one.name for one in scenarios_of(ModelConfig.from_file(MINIATURE))]
     assert ("pp1024" in small, "pp2048" in small, "tg32 @ d1792" in small) == (True, False, True)
+
+
+def test_a_name_means_its_scenario_and_another_text_all_that_hold_it():
+    found = scenarios_of(published().model)
+    assert [one.name for one in chosen(found, ["tg128 @ d4096"])] == ["tg128 @ d4096"]
+    assert len(chosen(found, ["MTP"])) == 4
+    assert chosen(found, []) == list(found)
 
 
 def test_bytes_of_weights_are_those_of_the_table_of_tensors():

@@ -1,10 +1,12 @@
 """The gate: what each word means, how often it is wrong, and what makes a comparison impossible."""
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 from test_measurement import PLAIN
@@ -14,7 +16,8 @@ from reports.decode import ResultError
 from reports.gate import compare, compare_entry, judge, rates, student_quantile, table
 from reports.journal import Journal, Recorded, read
 from reports.measurement import Comparison, Measurement
-from reports.verdict import Verdict
+from reports.verdict import ExitCode, Verdict
+from s35 import main
 
 KEY = {
     "device_name": "NVIDIA H200",
@@ -209,3 +212,46 @@ def test_runs_of_two_machines_are_a_mistake_of_the_caller(tmp_path):
 def test_the_kinds_of_comparison_are_those_of_a_measurement():
     assert replace(PLAIN, comparison=Comparison.SAME).comparison is Comparison.SAME
     assert isinstance(PLAIN, Measurement)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs of `pytest perf/` whose times are 1 % apart, without running it; what was started."""
+    started = []
+    draw = random.Random(0)
+
+    def run(command, **options):
+        path = Path(next(word for word in command if word.startswith("--results=")).partition("=")[2])
+        started.append(path.name)
+        machine = {"device": "cpu", "cpu": {"value": "test"}}
+        journal = Journal.start(path, ["pytest", *command[3:]], {"subject": "x"}, machine)
+        journal.add(replace(PLAIN, value=2.0 * (1 + draw.gauss(0, 0.002))))
+        journal.add(replace(PLAIN, name="size", metric="bytes", unit="bytes", value=7.0, samples=()))
+        journal.end(Verdict.PASS, ["done"])
+        return subprocess.CompletedProcess(command, 0, "1 passed", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return started
+
+
+def test_runs_are_recorded_in_portions_and_say_what_the_gate_can_find(runs, tmp_path, capsys):
+    words = ["baseline", "record", "--runs=12", "--out", str(tmp_path / "base.json"), "--resume", "--power"]
+    assert main([*words, "--budget=0"]) == ExitCode.INCONCLUSIVE
+    assert (runs, "1 of 12 runs lie in" in capsys.readouterr().out) == (["run-1.jsonl"], True)
+    cut = tmp_path / "base/run-2.jsonl"
+    cut.write_text((tmp_path / "base/run-1.jsonl").read_text().partition("\n")[0] + "\n")
+    assert main(words) == ExitCode.PASS
+    assert runs == [f"run-{number}.jsonl" for number in range(1, 13)]  # the first is kept, the second is made anew
+    said = capsys.readouterr().out
+    assert "1 workloads, 12 runs of the same thing, 2000 random splits of each into 5 and 3" in said
+    assert re.search(r"unchanged .*SAME (9\d|100)\.\d%", said)
+    assert re.search(r"5% slower .*SLOWER (9\d|100)\.\d%", said)
+    assert load(tmp_path / "base.json").runs == 12
+    assert main([*words, "--op=router"]) == ExitCode.USAGE
+    assert "is a run with --no-header; want --no-header --op=router, or another --out" in capsys.readouterr().err
+
+
+def test_power_of_few_runs_is_refused_before_they_are_made(runs, tmp_path, capsys):
+    code = main(["baseline", "record", "--runs=7", "--out", str(tmp_path / "base.json"), "--power"])
+    assert (code, runs) == (ExitCode.USAGE, [])
+    assert "want 8 or more" in capsys.readouterr().err
