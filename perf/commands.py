@@ -1,11 +1,12 @@
 """The commands ``s35 perf``, ``tune``, ``compile-check``, ``fit`` and ``doctor``."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 BUDGET_S = 60.0
 MODEL_BUDGET_S = 200.0
+FIXED_ORDER = "deterministic mode: a row's bits do not depend on what comes with it"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,9 +22,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.command == "perf":
-        return {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what](args)
+        run_what = {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what]
+        return _in_fixed_order(run_what, args) if getattr(args, "fixed_order", False) else run_what(args)
     commands = {"tune": _run_tune, "compile-check": _run_compile_check, "fit": _run_fit, "doctor": _run_doctor}
     return commands[args.command](args)
+
+
+def _in_fixed_order(run_what: Callable[[Namespace], int], args: Namespace) -> int:
+    from optimized.launch import fixed_order
+
+    if not args.engine.startswith("optimized"):
+        raise ValueError(f"--fixed-order: is of the engine optimized; is {args.engine}: want it without, or optimized")
+    with fixed_order():
+        return run_what(args)
 
 
 def _add_perf_arguments(parser: ArgumentParser) -> None:
@@ -38,6 +49,7 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     ops.add_argument("--op", action="append", default=[], metavar="ROW", help="only this one; may be repeated")
     ops.add_argument("--peers", action="store_true", help="time what PyTorch offers for the same work, too")
     ops.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help="seconds, then stop (default: 60)")
+    ops.add_argument("--fixed-order", action="store_true", help=FIXED_ORDER)
     ops.add_argument("--json", action="store_true", help="print one JSON object")
     ops.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
 
@@ -61,6 +73,7 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.add_argument("--budget", type=float, default=MODEL_BUDGET_S, metavar="S", help="seconds (default: 200)")
     model.add_argument("--min-time", type=float, default=0.5, metavar="S", help="of sampling (default: 0.5)")
     model.add_argument("--max-time", type=float, default=3.0, metavar="S", help="of sampling (default: 3)")
+    model.add_argument("--fixed-order", action="store_true", help=FIXED_ORDER)
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--json", action="store_true", help="print one JSON object")
     model.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")

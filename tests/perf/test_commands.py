@@ -30,3 +30,10 @@ def test_an_unknown_operator_names_the_known_ones(tmp_path):
     assert (code, said) == (ExitCode.USAGE, "")
     assert error.startswith("s35 perf: op: 'norm' is not measured; known: accept_draft, attention, ")
     assert "rms_norm" in error
+
+
+def test_a_fixed_order_is_refused_for_other_engines(tmp_path):
+    words = ("perf", "ops", "--device", "cpu", "--engine", "reference", "--fixed-order", "--op", "rms_norm")
+    code, _, error = call(*words, cwd=tmp_path)
+    assert code == ExitCode.USAGE
+    assert "is reference" in error
