@@ -179,6 +179,10 @@ class _Measured:
 class _Prompted(_Measured):
     """A prompt and the first token after it."""
 
+    @property
+    def tokens_a_call(self) -> int:
+        return self.scenario.chunk
+
     def run_checked(self, index: int = 0) -> Wrong | None:
         prompt = self.subject.prompts.window(self.scenario.chunk)
         found, _ = self.subject.generate(prompt, 1, 0)
@@ -196,6 +200,10 @@ class _Generated(_Measured):
         self._steps = self._tokens = self._us = 0.0
         self._drafted = [0] * scenario.num_drafts
         self._accepted = [0] * scenario.num_drafts
+
+    @property
+    def tokens_a_call(self) -> int:
+        return 0 if self.scenario.context else 2 * (1 + SETTLING) + self.scenario.generated
 
     def run_checked(self, index: int = 0) -> Wrong | None:
         prompt, found, _ = self._generation(self.scenario.generated)
@@ -270,6 +278,10 @@ class _Batch(_Measured):
         self._sessions = [subject.model.new_session() for _ in range(scenario.batch)]
         for session, text in zip(self._sessions, self._texts, strict=True):
             session.extend(text[: scenario.context])
+
+    @property
+    def tokens_a_call(self) -> int:
+        return STEPS_TOGETHER * self.scenario.batch
 
     def run_checked(self, index: int = 0) -> Wrong | None:
         """A batch's logits are those of each sequence alone, near enough to choose the same."""

@@ -355,7 +355,10 @@ def measured(
 
     def run(scenario: Scenario) -> None:
         def once() -> list[Measurement]:
-            subject = request.getfixturevalue("whole_model")  # late: what is resumed or not asked for loads nothing
+            try:
+                subject = request.getfixturevalue("whole_model")  # late: what is resumed or not asked for loads nothing
+            except ValueError as error:  # a file that is none, or too little memory
+                pytest.fail(str(error), pytrace=False)
             if isinstance(subject, str):
                 pytest.skip(f"no whole model: {subject}")
             result = asdict(measure_scenario(subject, scenario, how))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hardware.energy import EnergyWindow
+from hardware.machine import Fact
 from hardware.telemetry import Telemetry
 from reference.config import ModelConfig
 from reports.records import ACCEPTANCE_LENGTHS
@@ -117,7 +118,8 @@ class ModelResult:
         samples_us, warmup, stop, clock, suspicions: as ``measure`` has them.
         wrong: why its output is none; then it has no time.
         offered: False: the engine has no such thing, for ``reason``.
-        energy: tokens, millijoules or the reason why they were not counted, source and scope.
+        energy: millijoules or the reason why they were not counted, tokens (of drafts on random weights, steps of each
+            sequence), source and scope.
         acceptance: tokens a step, and the share of drafts that were accepted, by position.
         text: what it was measured on.
     """
@@ -164,10 +166,14 @@ class ModelWork(Work, Protocol):
     Attributes:
         clock: as ``reports.measurement`` names it.
         distinct: experts that a step touches in each layer that has them; empty where nobody can see.
+        tokens_a_call: that ``next_us`` reads or emits, energy's divisor; 0: it does both, so that none can be told.
     """
 
     clock: str
     distinct: Sequence[float]
+
+    @property
+    def tokens_a_call(self) -> int: ...
 
     def next_us(self) -> float:
         """Microseconds of one more step, or prompt."""
@@ -291,11 +297,14 @@ def _timed(
     if us <= 0:
         return replace(blank, reason="the difference of two times is not positive: this machine is too busy to tell")
     tokens = scenario.chunk or scenario.batch
+    spent = outcome.energy_mj
+    if spent.value is not None and not work.tokens_a_call:
+        spent = Fact(None, spent.source, f"each call reads a prompt of {scenario.context} tokens, too")
     counted = {
-        "millijoules": outcome.energy_mj.value,
-        "tokens": outcome.energy_calls * tokens,
-        "source": outcome.energy_mj.source,
-        "reason": outcome.energy_mj.reason,
+        "millijoules": spent.value,
+        "tokens": outcome.energy_calls * work.tokens_a_call,
+        "source": spent.source,
+        "reason": spent.reason,
         "scope": outcome.energy_scope,
     }
     result = replace(

@@ -96,10 +96,18 @@ class _Steps:
         draws = [self.decoding.distinct_experts(n) for n in range(DISTINCT_DRAWS if subject.clock.is_cuda else 1)]
         self.distinct: Sequence[float] = [statistics.mean(layer) for layer in zip(*draws, strict=True)]
 
+    @property
+    def _block(self) -> int:
+        return BLOCK_STEPS if self._clock.is_cuda else 1
+
+    @property
+    def tokens_a_call(self) -> int:
+        return self._block * self.scenario.batch
+
     def run_checked(self, index: int = 0) -> Wrong | None:
         """Tokens are of the vocabulary, each row takes its step, and what comes out depends on what goes in."""
         seen = set()
-        for number in range(3):
+        for number in range(3 if index == 0 else 1):
             self.decoding.rewind()
             self.decoding.next_tokens(index + number)
             outcomes = self.decoding.step().outcomes()
@@ -112,14 +120,15 @@ class _Steps:
             if len(seen) == 2:
                 break
         self.decoding.rewind()
-        return Wrong("three steps on different tokens chose the same") if len(seen) == 1 else None
+        is_constant = index == 0 and len(seen) == 1
+        return Wrong("three steps on different tokens chose the same") if is_constant else None
 
     def weights_changed(self) -> Wrong | None:
         return None
 
     def next_us(self) -> float:
         """Mean of a block of steps: each chooses its experts anew."""
-        steps = BLOCK_STEPS if self._clock.is_cuda else 1
+        steps = self._block
         self.decoding.rewind()
         first = self._number
         self._number += steps
@@ -166,6 +175,7 @@ class _Prompt:
     def __init__(self, subject: SyntheticSubject, scenario: Scenario) -> None:
         self.subject, self._clock = subject, subject.clock
         self.clock, self._is_profiled = subject.clock.name, scenario.profiled
+        self.tokens_a_call = scenario.chunk
         starts = range(scenario.context, scenario.context + scenario.chunk, CHUNK_TOKENS)
         end = scenario.context + scenario.chunk
         self._chunks = [subject.model.chunk(start, min(CHUNK_TOKENS, end - start)) for start in starts]

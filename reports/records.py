@@ -95,7 +95,7 @@ def main_of(scenario: Mapping[str, Any], subject: str, hardware: str | None) -> 
 def _step(result: Mapping[str, Any], subject: str, hardware: str | None) -> Measurement:
     scenario = result["scenario"]
     one = main_of(scenario, subject, hardware)
-    one = replace(one, clock=result.get("clock"), cache="cold" if result.get("clock") else None)
+    one = replace(one, clock=result.get("clock"), cache="cold")
     if result["ms"] is None:
         reason = result["reason"] or "not measured"
         quality = Quality.INVALID if result.get("offered", True) else Quality.UNSUPPORTED
@@ -131,12 +131,9 @@ def _energy(result: Mapping[str, Any], step: Measurement) -> Iterator[Measuremen
     if not counted:
         return
     drafts, tokens = result["scenario"]["num_drafts"], counted["tokens"]
-    length = (result.get("acceptance") or {}).get("length")
     metric = "j_per_prompt_token" if result["scenario"]["chunk"] else "j_per_output_token"
-    if drafts and length is None:
-        metric, tokens = "j_per_step", tokens / result["scenario"]["batch"]  # nobody knows how many tokens it yields
-    elif drafts:
-        tokens *= length
+    if drafts and not result.get("acceptance"):  # of random weights, nobody knows how many tokens a step yields
+        metric, tokens = "j_per_step", tokens / result["scenario"]["batch"]
     params = {**step.params, "scope": counted["scope"] or "none"}
     one = blank(f"{step.name}: energy", "energy", metric, step.subject, step.hardware, params)
     if counted["millijoules"] is None:

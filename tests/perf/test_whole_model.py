@@ -32,7 +32,7 @@ from reports.render import html
 from reports.verdict import ExitCode
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--min-time=0.1", "--max-time=0.5", "--max-noise=1000", "-p", "no:cacheprovider")
+QUICK = ("--min-time=0.1", "--max-time=0.2", "--max-noise=1000", "-p", "no:cacheprovider")
 HOW = How(StopRule(least_samples=3, least_s=0.0, most_s=0.3, most_warmup=1), most_noise=1e9)
 DRAFTS = "tg32 @ d512, MTP-3"
 
@@ -167,6 +167,16 @@ def test_energy_is_over_the_tokens_of_the_whole_interval(subject):
     energy = next(one for one in of_scenario(asdict(result), "x", None, "test") if one.group == "energy")
     assert energy.value == pytest.approx(8 / (16 * calls))
     assert (energy.metric, energy.params["scope"]) == ("j_per_prompt_token", "gpu_board")
+
+
+def test_energy_of_a_step_behind_a_prompt_is_not_told(subject):
+    counts = iter((1000, 9000))
+    window = EnergyWindow([Counter("gpu_board", lambda: Fact(next(counts), "test"))], least_s=0.0)
+    result = measure_scenario(subject, Scenario(1, 16, generated=4), replace(HOW, energy=lambda: window))
+    assert (result.energy["millijoules"], result.energy["reason"]) == (
+        None,
+        "each call reads a prompt of 16 tokens, too",
+    )
 
 
 def test_the_interpreted_model_is_not_offered():

@@ -16,6 +16,7 @@ from reports.decode import ResultError
 from reports.journal import Journal, read
 from reports.measurement import Comparison, Kind, Measurement, Quality, as_json, percentile, statistics_of
 from reports.metrics import METRICS
+from reports.records import of_scenario
 from reports.third_party import published_measurements
 from reports.verdict import Verdict
 
@@ -59,6 +60,30 @@ def test_records_obey_the_schema():
     absent = replace(PLAIN, value=None, reason="no CUDA device", samples=())
     for measurement in (PLAIN, full, absent, *published_measurements()):
         assert against_schema(as_json(measurement)) == []
+
+
+def test_scenarios_of_the_whole_model_obey_the_schema():
+    scenario = {"batch": 1, "context": 4096, "num_drafts": 3, "chunk": 0, "generated": 128}
+    result = {
+        **{"name": "tg128 @ d4096, MTP-3", "scenario": scenario, "ms": 5.0, "tokens_per_s": 200.0, "floor_ms": 2.0},
+        **{"bound": "memory", "flops": None, "generated_per_s": 500.0, "samples_us": (4900.0, 5000.0), "reason": ""},
+        **{"acceptance": {"length": 2.5, "per_position": [0.8, 0.5, None]}, "memory": {"weights": 1e11}},
+        **{"memory_predicted": {"weights": 1e11}, "read_bytes": {"experts": 1e9}, "clock": "cuda_events"},
+        "energy": {"millijoules": 9000, "tokens": 100, "source": "test", "reason": None, "scope": "gpu_board"},
+    }
+    found = list(of_scenario(result, "x int4", "nvidia_h200_sxm", "test"))
+    refused = {**result, "ms": None, "reason": "no drafts", "offered": False}
+    uncounted = {**result["energy"], "millijoules": None, "reason": "no counter", "scope": ""}
+    found += [
+        *of_scenario(refused, "x", None, "test"),
+        *of_scenario({**result, "energy": uncounted}, "x", None, "test"),
+    ]
+    assert {one.group for one in found} == {"mtp", "energy", "memory"}
+    for one in found:
+        assert against_schema(as_json(one)) == [], one.name
+    energies = [one for one in found if one.group == "energy"]
+    assert [one.value for one in energies] == [0.09, None]
+    assert energies[1].reason == "not counted: no counter"
 
 
 @pytest.mark.parametrize(
