@@ -49,7 +49,9 @@ def pages_for(num_tokens: int) -> int:
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy of a small tensor of the host; neither side waits for the other."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda" and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def ring_pages(window: int) -> int:

@@ -119,7 +119,7 @@ class Rows:
         Args:
             moves: from which row of the others to which of these.
         """
-        source, target = on_device(torch.tensor(moves, dtype=torch.int64), self.lengths.device).T
+        source, target = on_device(torch.tensor(moves, dtype=torch.int64).T.contiguous(), self.lengths.device)
         for name, axis in _STATE.items():
             own, theirs = getattr(self, name), getattr(others, name)
             if own.numel():

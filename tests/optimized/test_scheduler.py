@@ -1,15 +1,14 @@
 """Scheduling, on a model whose next token is a hash of what the cache holds: nobody sees another, nothing is lost."""
 
 import random
-from collections import defaultdict
-from collections.abc import Iterable
 
 import pytest
 import torch
 from fake_lanes import CONFIG, END, VOCABULARY, FakeLanes, alone
+from soak import by_request, soak
 
 from optimized.kv_cache import PAGE_SIZE, CacheFullError, CacheSizes
-from optimized.request import Event, Finish, Request
+from optimized.request import Event, Request
 from optimized.scheduler import Scheduler
 from optimized.speculative import Filters
 from reference.commands import MINIATURE
@@ -24,18 +23,6 @@ def scheduler_of(
 ) -> tuple[Scheduler, FakeLanes]:
     lanes = FakeLanes(CacheSizes(max_batch + kept, pages, LONGEST), max_batch, deepest, steps_ahead)
     return Scheduler(lanes, budget), lanes
-
-
-def by_request(events: Iterable[Event]) -> tuple[dict[int, list[int]], dict[int, Finish]]:
-    """Tokens and the end of each request; nothing may come after an end."""
-    tokens: dict[int, list[int]] = defaultdict(list)
-    ends: dict[int, Finish] = {}
-    for event in events:
-        assert event.request_id not in ends
-        tokens[event.request_id] += event.tokens
-        if event.finish is not None:
-            ends[event.request_id] = event.finish
-    return tokens, ends
 
 
 def require_empty(scheduler: Scheduler, lanes: FakeLanes) -> None:
@@ -60,42 +47,24 @@ def text(length: int, seed: int) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(2, VOCABULARY), k=length))
 
 
+def some_request(chance: random.Random) -> Request:
+    """One of three beginnings, or none, and something of its own."""
+    prompt = text(chance.choice([0, 0, 64, 130]), chance.randrange(3))
+    prompt += text(chance.randrange(1, 90), chance.randrange(10**6))
+    filters = chance.choice([Filters(), DRAWN])
+    return Request(prompt, chance.randrange(1, 200), filters, chance.randrange(1000))
+
+
 @pytest.mark.parametrize(("steps_ahead", "count"), [(0, 700), (1, 1500)])
 def test_thousands_of_requests_get_what_they_get_alone_and_leave_nothing_behind(steps_ahead: int, count: int) -> None:
     chance = random.Random(steps_ahead)
     scheduler, lanes = scheduler_of(pages=8, max_batch=6, deepest=3, steps_ahead=steps_ahead)
-    requests: dict[int, Request] = {}
-    cancelled: set[int] = set()
-    events: list[Event] = []
-    while len(requests) < count or scheduler.is_busy:
-        while len(requests) < count and chance.random() < 0.5:
-            prompt = text(chance.choice([0, 0, 64, 130]), chance.randrange(3)) + text(
-                chance.randrange(1, 90), chance.random()
-            )
-            filters = chance.choice([Filters(), DRAWN])
-            request = Request(prompt, chance.randrange(1, 200), filters, chance.randrange(1000))
-            requests[scheduler.submit(request)] = request
-        if requests and chance.random() < 0.05:
-            victim = chance.choice(list(requests)[-8:])
-            if scheduler.cancel(victim):
-                cancelled.add(victim)
-        events += step_within(96, scheduler, lanes)
-    tokens, ends = by_request(events)
-    assert set(ends) == set(requests)
-    for number, request in requests.items():
-        want, finish = alone(request, lanes.deepest, LONGEST), ends[number]
-        if number in cancelled:
-            assert finish.reason == "cancelled"
-            assert tokens[number] == want[: len(tokens[number])]
-        else:
-            assert tokens[number] == want
-            assert finish.reason == ("stop" if want[-1] == END else "length")
-        usage = finish.usage
-        assert (usage.prompt_tokens, usage.completion_tokens) == (len(request.prompt_ids), len(tokens[number]))
-    usages = [finish.usage for finish in ends.values()]
-    assert len(cancelled) > count // 50
-    assert sum(usage.preemptions for usage in usages) > count // 100
-    assert sum(usage.cached_tokens for usage in usages) > PAGE_SIZE * count // 30
+    requests = [some_request(chance) for _ in range(count)]
+    soaked = soak(scheduler, requests, chance, lambda: step_within(96, scheduler, lanes))
+    soaked.require_right(lambda request: alone(request, lanes.deepest, LONGEST), [END])
+    assert len(soaked.cancelled) > count // 50
+    assert soaked.total("preemptions") > count // 100
+    assert soaked.total("cached_tokens") > PAGE_SIZE * count // 30
     require_empty(scheduler, lanes)
 
 
