@@ -192,7 +192,6 @@ class Runner:
         ends = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim, num_heads]
         q, k, v, gate = projected.split(ends, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in (q, k, v))
-        gate = gate.contiguous()
         k_cache, v_cache = self.cache.k[layer.index], self.cache.v[layer.index]
         window = layer.sliding_window
 
@@ -213,11 +212,12 @@ class Runner:
                 decode_attention(turned, k_cache, v_cache, table, inputs.context_lens, window, gate[rows], space)
             )
         for chunk in step.chunks:
+            gates = gate[chunk.rows].contiguous()
             if window is None:
                 turned = put(chunk.rows, k_cache, v_cache, inputs.page_slots)
-                attended = prefill_attention(turned, k_cache, v_cache, chunk.pages, chunk.start, None, gate[chunk.rows])
+                attended = prefill_attention(turned, k_cache, v_cache, chunk.pages, chunk.start, None, gates)
             else:
-                attended = self._windowed_chunk(chunk, put, k_cache, v_cache, window, gate[chunk.rows])
+                attended = self._windowed_chunk(chunk, put, k_cache, v_cache, window, gates)
             parts.append(attended)
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         return project(attended.flatten(1), weights.output)

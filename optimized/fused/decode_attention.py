@@ -64,7 +64,7 @@ def decode_attention(
         block_table: [B, max_pages] int32: the pages of each sequence, in order; entries beyond its length are free.
         context_lens: [B] int32, cached tokens of each sequence, at most max_pages * page_size.
         window: how many keys a query sees, itself included; None sees all. Pages before the window are not read.
-        gate: [T, N], as in ``head_gate``, or None.
+        gate: [T, N], as in ``head_gate``, column stride 1, or None.
         workspace: from ``workspace_for``; None allocates one.
 
     Returns:
@@ -80,15 +80,17 @@ def decode_attention(
     is_lens = context_lens.shape == (plan.batch,) and context_lens.dtype == torch.int32
     require(is_lens and context_lens.is_contiguous(), op, "context_lens", context_lens, f"[{plan.batch}] int32")
     if gate is not None:
-        require(gate.shape == q.shape[:2] and gate.is_contiguous(), op, "gate", gate, f"{tuple(q.shape[:2])}")
+        want = f"{tuple(q.shape[:2])}, column stride 1"
+        require(gate.shape == q.shape[:2] and gate.stride(-1) == 1, op, "gate", gate, want)
     space = workspace or _workspace(plan)
     require(space.partials.shape == plan.partials, op, "workspace.partials", space.partials, f"{plan.partials}")
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if y.numel() > 0:
         strides = (*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_table.stride(0))
+        gate_stride = 0 if gate is None else gate.stride(0)
         decode_attention_kernel[plan.grid](
             *(q, k_cache, v_cache, block_table, context_lens, q if gate is None else gate, y),
-            *(space.partials, space.log_sums, *strides),
+            *(space.partials, space.log_sums, *strides, gate_stride),
             *(window or 0, LOG2_E / math.sqrt(q.shape[-1])),
             *(len(q) // plan.batch, q.shape[1] // k_cache.shape[2], q.shape[-1], k_cache.shape[1]),
             *(window is not None, gate is not None),
@@ -113,7 +115,8 @@ def _combine(
     names = ("BLOCK_S", "MIN_BLOCKS", "BLOCK_R", "BLOCK_H")
     launch = launch_for("decode_attention_combine", q.device, rows=options["BLOCK_R"]).options
     combine_kernel[num_kv_heads, triton.cdiv(query_len * heads, launch["BLOCK_V"]), batch](
-        *(context_lens, q if gate is None else gate, y, space.partials, space.log_sums, num_splits, window or 0),
+        *(context_lens, q if gate is None else gate, y, space.partials, space.log_sums),
+        *(0 if gate is None else gate.stride(0), num_splits, window or 0),
         *(query_len, heads, q.shape[-1], window is not None, gate is not None),
         **{name: options[name] for name in names},
         **launch,

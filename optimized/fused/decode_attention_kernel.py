@@ -77,10 +77,10 @@ def _combined(
 
 
 @triton.jit
-def _finish(y_ptr, gate_ptr, y, rows, h, in_tile, in_rows, HAS_GATE: tl.constexpr, H: tl.constexpr):
-    """Scale [.., BLOCK_H] by the gate, round and store to rows of [T * N, H]."""
+def _finish(y_ptr, gates_ptr, y, rows, h, in_tile, in_rows, HAS_GATE: tl.constexpr, H: tl.constexpr):
+    """Scale [.., BLOCK_H] by the gates [..], round and store to rows of [T * N, H]."""
     if HAS_GATE:
-        gate = tl.load(gate_ptr + rows, mask=in_rows, other=0.0).to(tl.float32)
+        gate = tl.load(gates_ptr, mask=in_rows, other=0.0).to(tl.float32)
         y = y * (1.0 / (1.0 + tl.exp(-gate)))[:, None]
     tl.store(y_ptr + rows[:, None] * H + h[None, :], y.to(y_ptr.dtype.element_ty), mask=in_tile)
 
@@ -92,7 +92,7 @@ def decode_attention_kernel(
     v_ptr,  # as k
     table_ptr,  # [B, max_pages]
     context_lens_ptr,  # [B], new tokens included
-    gate_ptr,  # [B * Q, N], contiguous; any pointer without HAS_GATE
+    gate_ptr,  # [B * Q, N], column stride 1; any pointer without HAS_GATE
     y_ptr,  # [B * Q, N, H], contiguous
     partials_ptr,  # [B, K, splits, BLOCK_R, BLOCK_H] float32
     log_sums_ptr,  # [B, K, splits, BLOCK_R] float32, base 2
@@ -105,6 +105,7 @@ def decode_attention_kernel(
     v_stride_slot,
     v_stride_k,
     table_stride,
+    gate_stride,
     window,
     scale,  # log2(e) / sqrt(H)
     Q: tl.constexpr,  # new tokens of each sequence
@@ -184,7 +185,7 @@ def decode_attention_kernel(
     y = mixed / divisor[:, None]  # a row that sees no key is 0
     if num_used == 1:
         rows = token * (num_kv_heads * G) + n
-        _finish(y_ptr, gate_ptr, y, rows, h, in_tile, r < Q * G, HAS_GATE, H)
+        _finish(y_ptr, gate_ptr + token * gate_stride + n, y, rows, h, in_tile, r < Q * G, HAS_GATE, H)
     else:
         pair = b * num_kv_heads + head
         log_sums_ptr += pair * num_splits * BLOCK_R
@@ -198,10 +199,11 @@ def decode_attention_kernel(
 @triton.jit
 def combine_kernel(
     context_lens_ptr,  # [B]
-    gate_ptr,  # [B * Q, N], contiguous; any pointer without HAS_GATE
+    gate_ptr,  # [B * Q, N], column stride 1; any pointer without HAS_GATE
     y_ptr,  # [B * Q, N, H], contiguous
     partials_ptr,  # [B, K, splits, BLOCK_R, BLOCK_H] float32
     log_sums_ptr,  # [B, K, splits, BLOCK_R] float32, base 2
+    gate_stride,
     num_splits,
     window,
     Q: tl.constexpr,
@@ -232,5 +234,6 @@ def combine_kernel(
         result = _combined(
             *(partials_ptr, log_sums_ptr, num_used, r, h, in_tile, BLOCK_R, BLOCK_V, BLOCK_H, COMBINE_SPLITS)
         )
-        rows = (b * Q + r // G) * (num_kv_heads * G) + head * G + r % G
-        _finish(y_ptr, gate_ptr, result, rows, h, in_tile, in_rows, HAS_GATE, H)
+        token, n = b * Q + r // G, head * G + r % G
+        rows = token * (num_kv_heads * G) + n
+        _finish(y_ptr, gate_ptr + token * gate_stride + n, result, rows, h, in_tile, in_rows, HAS_GATE, H)

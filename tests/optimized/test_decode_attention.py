@@ -148,6 +148,15 @@ def test_a_captured_call_follows_the_lengths() -> None:
         assert torch.equal(captured, attend(pages, q, None))
 
 
+@pytest.mark.parametrize("lengths", [[30, 70], [700, 900]])  # one split, and several that are combined
+def test_a_gate_may_be_part_of_a_wider_projection(lengths: list[int]) -> None:
+    pages = Pages.of(lengths, 2, 32, 64, F32)
+    q, wide = normal(6, 6, 32, dtype=F32, seed=1), normal(6, 17, dtype=F32, seed=2)
+    gate = wide[:, 11:]
+    assert not gate.is_contiguous()
+    assert torch.equal(attend(pages, q, None, gate), attend(pages, q, None, gate.contiguous()))
+
+
 REFUSED = {
     "q": lambda q, k, table, lens: (q[:, :5], k, k, table, lens),
     "sequences": lambda q, k, table, lens: (q[:1].repeat(3, 1, 1), k, k, table, lens),
