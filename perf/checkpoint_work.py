@@ -106,7 +106,7 @@ class CheckpointSubject:
             if scenario.context:
                 raise NotOfferedError("the protocol has no prompt after a depth; want --weights synthetic")
             return _Prompted(self, scenario)
-        return _Batch(self, scenario) if scenario.batch > 1 else _Generated(self, scenario)
+        return _Batch(self, scenario) if scenario.extends else _Generated(self, scenario)
 
     def generate(self, prompt: list[int], most: int, drafts: int) -> tuple[Any, float]:
         """A generation and its microseconds.

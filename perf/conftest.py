@@ -70,7 +70,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set up the recording before anything is collected: a baseline of another machine ends the session at once."""
-    config.addinivalue_line("filterwarnings", UNUSED)
+    for line in ("default", UNUSED):  # what an engine warns of is shown, and is no wrong output
+        config.addinivalue_line("filterwarnings", line)
     if hasattr(config, "workerinput"):
         raise pytest.UsageError("perf: is started with xdist; want one process, as others' work is in every timing")
     device = config.getoption("--device") or "cpu"
@@ -361,7 +362,7 @@ def measured(
                 pytest.fail(str(error), pytrace=False)
             if isinstance(subject, str):
                 pytest.skip(f"no whole model: {subject}")
-            result = asdict(measure_scenario(subject, scenario, how))
+            result = asdict(measure_scenario(subject, replace(scenario, profiled=False), how))
             found = [recording.doubted(one) for one in of_scenario(result, name, hardware, "pytest perf/")]
             plain = recording.plain_of(found[0])
             return [*found, break_even(found[0], plain)] if plain and found[0].value else found

@@ -43,6 +43,7 @@ class Scenario:
     chunk: int = 0
     profiled: bool = False
     generated: int = GENERATED
+    extends: bool = False  # steps of sessions, a token each, through ``extend_batch``
 
     @property
     def name(self) -> str:
@@ -50,7 +51,8 @@ class Scenario:
         if self.chunk:
             return f"pp{self.chunk}" + (f" @ d{self.context}" if self.context else "")
         name = f"tg{self.generated} @ d{self.context}"
-        name += f", batch {self.batch}" if self.batch > 1 else ""
+        name += f", batch {self.batch}" if self.batch > 1 or self.extends else ""
+        name += " by extend_batch" if self.extends else ""
         return name + (f", MTP-{self.num_drafts}" if self.num_drafts else "")
 
 
@@ -79,7 +81,7 @@ CPU_SCENARIOS = (Scenario(2, 96), Scenario(1, 96, num_drafts=3), Scenario(1, 0, 
 PROMPTS = (512, 1024, 2048, 8192, 32_768)
 DEPTHS = (0, 4096, 32_768, 131_072)
 DEPTHS_SMALL = (0, 512, 1024)
-BATCHES = (2, 4, 8)
+BATCHES = (1, 2, 4, 8)
 
 
 def scenarios_of(config: ModelConfig) -> tuple[Scenario, ...]:
@@ -96,7 +98,7 @@ def scenarios_of(config: ModelConfig) -> tuple[Scenario, ...]:
     found += [Scenario(1, 0, chunk=length) for length in PROMPTS if length + SETTLING < positions]
     found += [Scenario(1, deepest, num_drafts=most)] if most and deepest > middle else []
     found += [Scenario(1, middle, num_drafts=drafts) for drafts in range(1, most)]
-    found += [Scenario(batch, middle) for batch in BATCHES]
+    found += [Scenario(batch, middle, extends=True) for batch in BATCHES]
     return tuple(replace(one, generated=generated) for one in found)
 
 

@@ -84,7 +84,10 @@ def main_of(scenario: Mapping[str, Any], subject: str, hardware: str | None) -> 
     if chunk:
         params |= {"chunk": chunk} | ({"n_prompt": chunk} if depth == 0 else {})
         return blank(f"pp{chunk}{at if depth else ''}", "prefill", "tokens_per_s", subject, hardware, params)
-    at += f", batch {batch}" if batch > 1 and "generated" in scenario else ""
+    if "generated" in scenario and (batch > 1 or scenario.get("extends")):
+        at += f", batch {batch}"
+    if scenario.get("extends"):
+        at, params = f"{at} by extend_batch", params | {"by": "extend_batch"}
     if drafts:
         return blank(
             f"MTP-{drafts} step{at}", "mtp", "step_ms", subject, hardware, params | {"num_drafts": drafts}

@@ -103,7 +103,7 @@ def _rates(page: Page, group: str, param: str) -> list[Measurement]:
     """Rates of one sequence on one device that have a parameter."""
     return [one for one in page.measurements if one.group == group and param in one.params
             and one.metric == "tokens_per_s" and one.value and one.params.get("batch", 1) == 1
-            and one.params.get("devices", 1) == 1]  # fmt: skip
+            and one.params.get("devices", 1) == 1 and "by" not in one.params]  # fmt: skip
 
 
 def _over(own: Sequence[Measurement], title: str, param: str, x_label: str = "context depth, tokens") -> str:
@@ -133,14 +133,15 @@ def _batch_chart(page: Page) -> str:
     """Where a depth was measured at several batches."""
     own = [one for one in page.measurements if one.group == "decode" and one.kind is Kind.MEASURED and one.value
            and one.metric == "tokens_per_s" and {"batch", "depth"} <= set(one.params)]  # fmt: skip
-    lines: dict[tuple[str, str, int], list[Measurement]] = {}
+    lines: dict[tuple[str, str, int, str], list[Measurement]] = {}
     for one in own:
-        lines.setdefault((one.hardware or one.subject, one.subject, one.params["depth"]), []).append(one)
+        key = (one.hardware or one.subject, one.subject, one.params["depth"], one.params.get("by", ""))
+        lines.setdefault(key, []).append(one)
     series: list[Series] = []
-    for (device, subject, depth), of in lines.items():
+    for (device, subject, depth, by), of in lines.items():
         if len(of) < 2:
             continue
-        name = ", ".join(dict.fromkeys((device, subject, f"d{depth}")))
+        name = ", ".join(dict.fromkeys((device, subject, f"d{depth}"))) + (f" by {by}" if by else "")
         colour = len(series)
         points = [(float(one.params["batch"]), one.value or 0.0, f"{one.name}: {one.value:.4g} tokens/s") for one in of]
         series.append(Series(name, "measured", colour, points))

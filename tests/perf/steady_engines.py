@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 
 from reference.engine import bf16_engine
 
@@ -22,6 +23,7 @@ class Steady:
         rms_norm = bf16_engine.ops()["rms_norm"]
 
         def steady(x, weight, eps):
+            warnings.warn("an engine may warn", DeprecationWarning, stacklevel=1)
             end = time.perf_counter() + self.call_s
             y = rms_norm(x, weight, eps)
             if self.wrong:

@@ -151,10 +151,10 @@ def test_a_generation_that_is_none_has_no_time(subject, monkeypatch, change, sai
 
 
 def test_a_batch_is_measured_through_extend_batch(subject, monkeypatch):
-    result = measure_scenario(subject, Scenario(3, 16), HOW)
+    result = measure_scenario(subject, Scenario(3, 16, extends=True), HOW)
     assert result.tokens_per_s == pytest.approx(3000 / (result.ms or 1))
     monkeypatch.delattr(type(subject.model), "extend_batch")
-    result = measure_scenario(subject, Scenario(3, 16), HOW)
+    result = measure_scenario(subject, Scenario(3, 16, extends=True), HOW)
     assert (result.offered, "has no extend_batch" in result.reason) == (False, True)
 
 
@@ -192,7 +192,8 @@ def test_the_interpreted_model_is_not_offered():
 
 def test_scenarios_reach_as_far_as_the_model():
     names = [one.name for one in scenarios_of(published().model)]
-    for name in ("pp512", "pp32768", "tg128 @ d0", "tg128 @ d131072", "tg128 @ d261888", "tg128 @ d4096, MTP-2"):
+    for name in ("pp512", "pp32768", "tg128 @ d0", "tg128 @ d131072", "tg128 @ d261888", "tg128 @ d4096, MTP-2",
+                 "tg128 @ d4096, batch 8 by extend_batch"):  # fmt: skip
         assert name in names
     small = [one.name for one in scenarios_of(ModelConfig.from_file(MINIATURE))]
     assert ("pp1024" in small, "pp2048" in small, "tg32 @ d1792" in small) == (True, False, True)
