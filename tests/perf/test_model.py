@@ -1,14 +1,22 @@
 """``s35 perf model``: its formulas against counts made otherwise, and the command on a CPU."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conformance.model import tiny
-from perf.model import ModelResult, Scenario, speculation, table
+from hardware.energy import Counter, EnergyWindow
+from hardware.machine import Fact
+from perf.cost import Ceilings
+from perf.model import GPU_SCENARIOS, How, ModelResult, Scenario, measure_scenario, speculation, table
 from perf.model_cost import FORMATS, attended_pairs, expected_distinct, prefill_cost, step_bytes
+from perf.sampling import StopRule
 from perf.shapes import published
+from perf.synthetic_work import SyntheticSubject
 from reference.accounting import inspect, kv_cache_bytes
 from reports.verdict import ExitCode
 from s35 import main
@@ -72,3 +80,89 @@ def test_the_command_makes_a_model_and_times_it_on_a_cpu(tmp_path: Path):
     assert 4 < result["distinct"] <= 12
     assert record["model"]["expert_sets"] == record["model"]["moe_layers"] == 4
     assert "--out" not in record["command"]
+
+
+class Counted:
+    """A model with random weights that counts positions, as a device would: past its room, a row rests."""
+
+    weight_bytes = 1000
+    description = SimpleNamespace(expert_sets=4)
+    full_bytes = sliding_bytes = predicted_bytes = allocated_bytes = 10
+
+    def __init__(self):
+        self.opened, self.seen = [], []
+
+    def decoding(self, batch, context, num_drafts, captures):
+        self.opened.append((batch, context, num_drafts, captures))
+        self.batch, self.most, self.width = batch, context, num_drafts + 1
+        self.start = max(context - 128 - 8, 1)
+        return self
+
+    def chunk(self, start, num_tokens):
+        self.opened.append((start, num_tokens))
+        return SimpleNamespace(run=lambda: self.seen.append(start))
+
+    def rewind(self):
+        self.at = self.start
+
+    def next_tokens(self, number):
+        self.number = number
+
+    def replay(self):
+        self.at += self.width  # as if every draft were accepted
+        assert self.at <= self.most, "a step past the room would rest, and take no time"
+
+    def step(self):
+        self.replay()
+        row = SimpleNamespace(accepted=0, tokens=[self.number % 100])
+        return SimpleNamespace(outcomes=lambda: [row] * self.batch)
+
+    def distinct_experts(self, number):
+        return [8] * 42
+
+
+def on_a_fake_gpu(monkeypatch):
+    """Its model, and its scenarios measured as on a GPU: blocks of steps between events."""
+    model = Counted()
+    subject = SyntheticSubject(SimpleNamespace(synthetic_model=lambda *_: model), published().model, "int4", "cpu")
+    monkeypatch.setattr(subject.clock, "is_cuda", True)
+    monkeypatch.setattr(subject.clock, "wait", lambda: None)
+    for name in ("allocated", "peak", "in_use"):
+        monkeypatch.setattr(subject.clock, name, lambda: 1)
+    monkeypatch.setattr(subject.clock, "reset_peak", lambda: None)
+
+    def times_ms(before, call, count):
+        for number in range(count):
+            before(number)
+            call()
+        return [4.0] * count
+
+    monkeypatch.setattr(subject.clock, "times_ms", times_ms)
+    ceilings = Ceilings(4000.0, {"bf16": 700.0}, {})
+    rule = StopRule(least_samples=5, least_s=0.0, most_s=0.2, most_warmup=10)
+    counts = itertools.count(0, 1000)
+    window = lambda: EnergyWindow([Counter("gpu_board", lambda: Fact(next(counts), "test"))], least_s=0.0)  # noqa: E731
+    how = How(rule, ceilings, energy=window)
+    return model, lambda scenario: measure_scenario(subject, replace(scenario, profiled=False), how)
+
+
+@pytest.mark.parametrize("scenario", [one for one in GPU_SCENARIOS if not one.chunk], ids=lambda one: one.name)
+def test_steps_on_a_gpu_never_run_out_of_room(monkeypatch, scenario):
+    model, measured = on_a_fake_gpu(monkeypatch)
+    result = measured(scenario)
+    assert result.reason == ""
+    assert result.ms == 4.0
+    assert result.tokens_per_s == pytest.approx(scenario.batch * 250)
+    assert model.opened == [(scenario.batch, min(scenario.context + 136, 262_144), scenario.num_drafts, True)]
+    assert result.floor_ms is not None
+    steps = 16 * ((result.warmup or 0) + len(result.samples_us))
+    assert (result.energy["tokens"], result.energy["millijoules"]) == (steps * scenario.batch, 1000)
+    assert result.distinct == 8
+
+
+def test_a_long_prompt_is_taken_in_chunks(monkeypatch):
+    model, measured = on_a_fake_gpu(monkeypatch)
+    result = measured(Scenario(1, 0, chunk=20_000))
+    assert model.opened == [(0, 8192), (8192, 8192), (16_384, 3616)]
+    assert model.seen[:3] == [0, 8192, 16_384]
+    assert (result.reason, result.bound, result.tokens_per_s) == ("", "compute", pytest.approx(20_000 / 0.004))
