@@ -57,7 +57,7 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.description = (
         "Time the steps of a geometry with random weights, made on the device, or of a checkpoint on real text, beside "
         "the bytes that they cannot avoid reading. Exit code 0: all timed, 1: a wrong output, 5: something was not "
-        "measured."
+        "measured, or is in doubt."
     )
     model.add_argument("--weights", choices=["synthetic"], default="synthetic", help="random, made on the device")
     model.add_argument("--config", type=Path, metavar="FILE", help="of random weights: a config.json, or its folder")
@@ -264,7 +264,10 @@ def _run_model(args: Namespace) -> int:
                   f"{', '.join(f'{n}: {rate:.0f}' for n, rate in row['tokens_per_s_at_length'].items())}")  # fmt: skip
     if any(result.wrong for result in results):
         return ExitCode.FAIL
-    is_whole = all(result.ms is not None or not result.offered for result in results)
+    doubts = [f"{result.name}: {doubt}" for result in results for doubt in result.suspicions]
+    if doubts and not args.json:
+        print("\n".join(["in doubt:", *doubts]))
+    is_whole = all(result.ms is not None or not result.offered for result in results) and not doubts
     is_timed = any(result.ms is not None for result in results)
     is_shown = wanted.is_synthetic and not on_gpu  # that it runs, on no device whose time is told
     return ExitCode.PASS if is_whole and is_timed and not is_shown else ExitCode.INCONCLUSIVE

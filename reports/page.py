@@ -253,10 +253,12 @@ def _add_model(page: Page, record: Mapping[str, Any]) -> None:
     """A record of `s35 perf model`."""
     timed = [one for one in record["results"] if one["ms"] is not None]
     missing = [one for one in record["results"] if one["ms"] is None]
-    word = Verdict.PASS if timed and not missing else Verdict.INCONCLUSIVE
+    doubts = [f"{one['name']}: {doubt}" for one in timed for doubt in one.get("suspicions") or ()]
+    word = Verdict.PASS if timed and not missing and not doubts else Verdict.INCONCLUSIVE
     page.verdicts.append((page.sources[-1], word, f"{len(timed)} steps timed, {len(missing)} not"))
     command, profile = " ".join(record["command"]), _profile(record["machine"])
     page.reasons += [Reason(_cut(f"{one['name']}: {one['reason']}"), command) for one in missing]
+    page.reasons += [Reason(_cut(doubt), command) for doubt in doubts]
     page.measurements += of_model(record, profile)
     if record["ceilings"]:
         ceilings = record["ceilings"]

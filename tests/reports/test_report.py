@@ -221,6 +221,9 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
     assert found["MTP-3 step @ d4096", "step_ms"].share_of_roofline == pytest.approx(0.25)
     assert found["pp8192", "tokens_per_s"].params["n_prompt"] == 8192
     assert page.verdict is Verdict.INCONCLUSIVE
+    record["results"] = [results[0] | {"suspicions": ["noise: samples spread over 9%"]}]
+    (tmp_path / "noisy.json").write_text(json.dumps(record))
+    assert gather([tmp_path / "noisy.json"]).verdict is Verdict.INCONCLUSIVE
     text = as_html(page)
     assert "decode 8 x 4096: the budget of 200 s was spent" in text
     assert "Memory by part, as counted and as the formulas have it" in text
