@@ -37,6 +37,7 @@ def _mend() -> None:
     import numpy as np
     import torch
     import triton.language as tl
+    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
     torch_of = {
@@ -129,9 +130,37 @@ def _mend() -> None:
             numpy_dtypes[name] = plain_numpy_dtype(dtype)
         return numpy_dtypes[name]
 
+    def remember_blocks() -> None:
+        """Block types and the shapes of tensors, of which a kernel makes thousands alike, are worked out once each."""
+        plain_block, plain_tensor = tl.block_type.__init__, tl.tensor.__init__
+        blocks: dict[Any, dict[str, Any]] = {}
+        shapes: dict[Any, dict[str, Any]] = {}
+
+        def block(self: Any, element_ty: Any, shape: Any) -> None:
+            key = type(element_ty), element_ty.name, tuple(getattr(size, "value", size) for size in shape)
+            if key not in blocks:
+                plain_block(self, element_ty, shape)
+                blocks[key] = dict(vars(self))
+            vars(self).update(blocks[key], element_ty=element_ty)
+
+        def tensor(self: Any, handle: Any, of: Any) -> None:
+            key = tuple(of.shape) if of.is_block() else ()
+            if key not in shapes:
+                plain_tensor(self, handle, of)
+                shapes[key] = {name: getattr(self, name) for name in ("shape", "numel")}
+            vars(self).update(shapes[key], handle=handle, type=of, dtype=of.scalar)
+
+        tl.block_type.__init__, tl.tensor.__init__ = block, tensor
+
+    def check_overflow(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
+        """Triton works out in ten operations whether whole numbers overflow, and asserts nothing unless it debugs."""
+        if self.builder.options.debug:
+            plain_check(self, lhs, rhs, operation)
+
     patches: dict[str, Any] = {}
     numpy_dtypes: dict[str, Any] = {}
     plain_patch_lang, plain_numpy_dtype = interpreter._patch_lang, interpreter._get_np_dtype
+    plain_check = TritonSemantic.binary_op_sanitize_overflow_impl
     plain_fma, plain_patch = builder.create_fma, interpreter._patch_lang_tensor
     builder.cast_impl = cast
     builder.create_fp_to_fp = cast
@@ -143,3 +172,5 @@ def _mend() -> None:
     interpreter._patch_lang_tensor = with_index
     interpreter._patch_lang = patch_once
     interpreter._get_np_dtype = numpy_dtype
+    TritonSemantic.binary_op_sanitize_overflow_impl = check_overflow
+    remember_blocks()
