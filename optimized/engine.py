@@ -92,6 +92,31 @@ class OptimizedEngine:
         device = with_index(torch.device(self.device))
         return SyntheticModel(*synthetic_weights(config, format, device, seed, correlation))
 
+    def served_model(self, checkpoint: Path, num_contexts: int, longest: int) -> "OptimizedModel":
+        """A checkpoint with caches for so many contexts of so many tokens, to be served; ``s35 perf serve`` does.
+
+        Raises:
+            ConfigError, CheckpointError: it is not one.
+            ValueError: the caches do not fit; the message says what would.
+        """
+        self._prepare()
+        from reference.checkpoint import Checkpoint
+
+        from .loading import Wanted, load
+
+        wanted = Wanted(num_contexts, num_contexts, longest)
+        return load(Checkpoint(checkpoint), self.profile, self.device, wanted)
+
+    def served_synthetic(self, config: "ModelConfig", format: str, num_contexts: int, longest: int) -> "OptimizedModel":
+        """The same of a geometry with random weights.
+
+        Raises:
+            ValueError: an unknown format, or too little memory.
+        """
+        from .loading import Wanted, model_of
+
+        return model_of(self.synthetic_model(config, format).weights, Wanted(num_contexts, num_contexts, longest))
+
     def _prepare(self) -> None:
         """Know how kernels run, before they are imported.
 

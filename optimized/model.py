@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from reference.config import LayerConfig, ModelConfig
+from reference.tokenizer import Tokenizer
 
 from .decoding import Decoder
 from .generate import Generation, generate, generate_adapting
 from .kv_cache import KVCache
 from .lanes import AUTO, Lanes
 from .prefill import PREFILL_CHUNK
+from .request import Request
 from .runner import Runner
+from .scheduler import Scheduler
 from .speculative import Filters, Kind, Rows
 from .steps import Piece, step_of
 from .weights import LayerWeights
@@ -110,6 +113,20 @@ class OptimizedModel:
         if not isinstance(mtp, int):
             raise ValueError(f"mtp: is {mtp!r}; want {AUTO!r} or 0 to {self.runner.num_depths}")
         return generate(self, prompt_ids, max_new_tokens, mtp, filters, seed)
+
+    def serve(
+        self, max_batch: int, token_budget: int = 2048, mtp: int | str = 0, tokenizer: Tokenizer | None = None
+    ) -> Scheduler:
+        """What takes requests for this model, many at a time; see ``Lanes`` and ``Scheduler``.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        return Scheduler(Lanes(self, max_batch, mtp), token_budget, tokenizer)
+
+    def request(self, prompt_ids: Sequence[int], num_tokens: int) -> Request:
+        """A greedy request of exactly so many tokens, for measurements."""
+        return Request(tuple(prompt_ids), num_tokens, ignores_end=True)
 
     def adapting_lanes(self) -> Lanes:
         """What ``generate`` decodes with where it adapts: the same ones each time, which have learnt."""

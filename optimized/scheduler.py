@@ -132,7 +132,7 @@ class Scheduler:
         self._waiting: list[Job] = []
         self._prompts: dict[Job, Prompt] = {}  # of those whose prompts are being taken in
         self._decoding: list[Job] = []
-        self._unread: deque[tuple[int, Started]] = deque()  # with the number of the step that started it
+        self._unread: deque[tuple[int, Started]] = deque()  # with the number of the step that reads it
         self._events: list[Event] = []
         self._submitted = self._steps = 0
 
@@ -190,9 +190,9 @@ class Scheduler:
         while self._unread and self._executor.wants_reading:
             self._read()
         if self._decoding:
-            self._start(*self._executor.step())
-        ahead = self._executor.steps_ahead if self._decoding else 0
-        while self._unread and self._unread[0][0] <= self._steps - ahead:
+            for started in self._executor.step():
+                self._start(started, self._executor.steps_ahead)
+        while self._unread and (self._unread[0][0] <= self._steps or not self._decoding):
             self._read()
         events, self._events = self._events, []
         return events
@@ -247,7 +247,7 @@ class Scheduler:
                 insert(self._decoding, job)
                 first = self._executor.join(job, prompt)
                 if first is not None:
-                    self._start(first)
+                    self._start(first, read_after=0)  # the step that is started next goes on meanwhile
 
     def _run(self, job: Job, prompt: Prompt, most: int) -> int:
         """Take in a chunk; one that would lead too far past a mark ends there."""
@@ -305,12 +305,12 @@ class Scheduler:
             self._cache.close(job.context)
             job.context = None
 
-    def _start(self, *started: Started) -> None:
-        for one in started:
-            self._unread.append((self._steps, one))
-            for job in one.members:
-                if job is not None:
-                    job.in_flight += 1
+    def _start(self, started: Started, read_after: int) -> None:
+        """Note what was started, and after how many more steps it is read."""
+        self._unread.append((self._steps + read_after, started))
+        for job in started.members:
+            if job is not None:
+                job.in_flight += 1
 
     def _read(self) -> None:
         """Wait for the oldest step that was not read, and take what it came to."""

@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import serving_commands
+
 BUDGET_S = 60.0
 MODEL_BUDGET_S = 200.0
 FIXED_ORDER = "deterministic mode: a row's bits do not depend on what comes with it"
@@ -22,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.command == "perf":
-        run_what = {"ops": _run_ops, "model": _run_model, "page": _run_page}[args.what]
+        run_what = {"ops": _run_ops, "model": _run_model, "serve": serving_commands.run, "page": _run_page}[args.what]
         return _in_fixed_order(run_what, args) if getattr(args, "fixed_order", False) else run_what(args)
     commands = {"tune": _run_tune, "compile-check": _run_compile_check, "fit": _run_fit, "doctor": _run_doctor}
     return commands[args.command](args)
@@ -77,6 +79,8 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--json", action="store_true", help="print one JSON object")
     model.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
+
+    serving_commands.add_arguments(what.add_parser("serve", help="many requests at a time", allow_abbrev=False))
 
     shown = what.add_parser("page", help="a record of `perf ops` as Markdown", allow_abbrev=False)
     shown.add_argument("record", type=Path, metavar="FILE.json", help="what `perf ops --out` wrote")
