@@ -26,6 +26,7 @@ class Job:
         random: where its random numbers come from; uniforms: those of its newest step, which begin it again after it
             was preempted.
         in_flight: steps that were started and not read.
+        keys: of the pages of ``to_prefill``, once somebody has asked for them.
         marks: lengths at which its beginning should be kept for others, in order.
         cached: tokens of the prompt that were found in the cache, when it was first admitted; None before.
     """
@@ -37,6 +38,7 @@ class Job:
         self.random = torch.Generator().manual_seed(request.seed)
         self.uniforms: Tensor | None = None
         self.in_flight = 0
+        self.keys: list[bytes] | None = None
         self.marks: list[int] = []
         self.cached: int | None = None
         self.preemptions = 0

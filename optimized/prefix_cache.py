@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .job import Job
 from .kv_cache import PAGE_SIZE, Context, KVCache
 
 
@@ -51,33 +52,32 @@ class PrefixCache:
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._pages: Counter[bytes] = Counter()  # of all that are kept
 
-    def find(self, keys: Sequence[bytes]) -> Kept | None:
-        """The longest that a prompt with these keys begins with."""
-        for key in reversed(keys):
+    def find(self, job: Job) -> Kept | None:
+        """The longest that a prompt begins with."""
+        for key in reversed(self._keys(job)):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         return None
 
-    def marks(self, keys: Sequence[bytes]) -> list[int]:
+    def marks(self, job: Job) -> list[int]:
         """Lengths at which a prompt is worth keeping: where it parts from what is kept, and its last whole page."""
-        if not self._capacity or not keys:
-            return []
+        keys = self._keys(job)
         shared = next((number for number, key in enumerate(keys) if key not in self._pages), len(keys))
-        return [
-            pages * PAGE_SIZE for pages in sorted({shared, len(keys)}) if pages and keys[pages - 1] not in self._kept
-        ]
+        ends = sorted({shared, len(keys)})
+        return [pages * PAGE_SIZE for pages in ends if pages and keys[pages - 1] not in self._kept]
 
-    def keep(self, keys: Sequence[bytes], context: Context, state: Any) -> None:
-        """Keep a context's beginning of so many pages, where there is a slot for it."""
-        if keys[-1] in self._kept or not self._capacity:
-            return
+    def keep(self, job: Job, length: int, state: Any) -> None:
+        """Keep the beginning of a prompt that has just been taken in so far, where there is a slot for it."""
+        assert job.context is not None, "whoever takes a prompt in has a context"
+        keys = tuple(self._keys(job)[: length // PAGE_SIZE])
+        if keys[-1] in self._kept:
+            return  # of another prompt that was taken in meanwhile
         if len(self._kept) == self._capacity:
             self.drop()
         if self._cache.num_free_slots:
-            kept = Kept(tuple(keys), self._cache.fork(context, len(keys) * PAGE_SIZE), state)
-            self._kept[keys[-1]] = kept
-            self._pages.update(kept.keys)
+            self._kept[keys[-1]] = Kept(keys, self._cache.fork(job.context, length), state)
+            self._pages.update(keys)
 
     def drop(self, sparing: Kept | None = None) -> bool:
         """Give up the one that was not used for longest; whether there was one."""
@@ -93,3 +93,9 @@ class PrefixCache:
         """Give everything up."""
         while self.drop():
             pass
+
+    def _keys(self, job: Job) -> list[bytes]:
+        """Of a prompt's pages, computed once; a job that waits is looked at before every step."""
+        if self._capacity and job.keys is None:
+            job.keys = page_keys(job.to_prefill)
+        return job.keys or []

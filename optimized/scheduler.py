@@ -9,94 +9,18 @@ earlier steps came to.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import torch
 
 from reference.tokenizer import Tokenizer
 
-from .decoding import Outcome
+from .executor import Executor, Prompt, Started
 from .job import Job, insert
-from .kv_cache import MAX_STEP, PAGE_SIZE, CacheFullError, KVCache, pages_for
-from .prefix_cache import Kept, PrefixCache, page_keys
+from .kv_cache import MAX_STEP, PAGE_SIZE, CacheFullError, pages_for
+from .prefix_cache import Kept, PrefixCache
 from .request import Event, Request
 from .stop_text import StopText
-
-
-class Prompt(Protocol):
-    """A prompt on its way into the cache.
-
-    Attributes:
-        mark: a length at which to note ``marked``: what a context that begins there needs beside pages and rings.
-    """
-
-    mark: int
-    marked: Any
-
-    @property
-    def is_done(self) -> bool: ...
-    def run(self, most: int) -> int:
-        """Take in the next tokens; how many there were."""
-        ...
-
-
-class Started(Protocol):
-    """A step that was started.
-
-    Attributes:
-        members: whose rows it had; None of a row that rested.
-        num_drafts: that it verified.
-    """
-
-    @property
-    def members(self) -> Sequence[Job | None]: ...
-    @property
-    def num_drafts(self) -> int: ...
-    def outcomes(self) -> list[Outcome | None]:
-        """Of each member; waits for the step."""
-        ...
-
-
-class Executor(Protocol):
-    """What computes: see ``lanes``, whose prompts are ``prefill``'s.
-
-    Attributes:
-        max_batch: sequences that decode at a time.
-        deepest: drafts that a step verifies, at most.
-        steps_ahead: steps that are started before the oldest of them is read.
-        end_ids: tokens that end a response.
-    """
-
-    cache: KVCache
-    max_batch: int
-    deepest: int
-    steps_ahead: int
-    end_ids: Sequence[int]
-
-    def require(self, request: Request) -> None:
-        """Refuse, as a ValueError, what cannot be computed."""
-        ...
-
-    def prompt(self, job: Job, state: Any) -> Any:
-        """A ``Prompt``, of a context that may begin with tokens that others kept with this state."""
-        ...
-
-    def join(self, job: Job, prompt: Any) -> Started | None:
-        """Let a job decode; the step that chose its first token, None of one that has its newest token."""
-        ...
-
-    def extend(self, job: Job) -> None:
-        """Its context has more pages now."""
-        ...
-
-    def leave(self, job: Job) -> None: ...
-    @property
-    def wants_reading(self) -> bool:
-        """Whether the next step has to know what all before came to."""
-        ...
-
-    def step(self) -> Iterable[Started]: ...
 
 
 class Scheduler:
@@ -205,9 +129,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting and len(self._prompts) + len(self._decoding) < self._executor.max_batch:
             job = self._waiting[0]
-            tokens = job.to_prefill
-            keys = page_keys(tokens)
-            kept = self.prefixes.find(keys)
+            kept = self.prefixes.find(job)
             length = job.room(self._executor.steps_ahead + 1, self._longest_step)
             if not self._frees(pages_for(length) - (len(kept.keys) if kept else 0), kept):
                 if not self._prompts and not self._decoding:
@@ -219,7 +141,7 @@ class Scheduler:
             self._waiting.pop(0)
             context = self._cache.open() if kept is None else self._cache.fork(kept.context, kept.context.length)
             self._cache.reserve(context, length)
-            job.context, job.marks = context, self.prefixes.marks(keys)
+            job.context, job.marks = context, self.prefixes.marks(job)
             if job.cached is None:
                 job.cached = context.length
             self._prompts[job] = self._executor.prompt(job, kept.state if kept else None)
@@ -259,7 +181,7 @@ class Scheduler:
         count = prompt.run(most)
         if mark and context.length >= mark:
             job.marks.pop(0)
-            self.prefixes.keep(page_keys(tokens)[: mark // PAGE_SIZE], context, prompt.marked)
+            self.prefixes.keep(job, mark, prompt.marked)
         return count
 
     def _make_room(self) -> None:
@@ -287,7 +209,7 @@ class Scheduler:
 
     def _preempt(self, job: Job) -> None:
         self._remove(job)
-        job.is_over = False
+        job.is_over, job.keys = False, None  # it comes back with more tokens
         job.preemptions += 1
         insert(self._waiting, job)
 

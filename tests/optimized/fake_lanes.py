@@ -84,7 +84,7 @@ class Row:
 
 
 class FakeLanes:
-    """See ``optimized.scheduler.Executor``."""
+    """See ``optimized.executor.Executor``."""
 
     wants_reading = False
 
@@ -162,7 +162,7 @@ class FakeLanes:
 
 
 class FakePrompt:
-    """See ``optimized.scheduler.Prompt``."""
+    """See ``optimized.executor.Prompt``."""
 
     def __init__(self, lanes: FakeLanes, context: Context, tokens: list[int]) -> None:
         self._lanes, self._context, self._tokens = lanes, context, tokens
