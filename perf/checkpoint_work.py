@@ -7,7 +7,7 @@ be one that the model, asked in one step over the whole text, finds as likely as
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from conformance.engine import Engine, EngineModel, find_engine
+from hardware.energy import LEAST_S, EnergyWindow
+from hardware.machine import Fact
 from reference.accounting import inspect
 from reference.config import ModelConfig
 
@@ -33,6 +35,7 @@ REFERENCES = {"float32": "engine", "bf16": "bf16_engine", "fp8": "fp8_engine", "
 LARGEST_FOR_REFERENCE = 1 << 30  # bytes of a checkpoint; a larger model is asked itself
 SHORTFALL = 0.05  # of what lies between the likeliest token's logit and the mean: near ties of rounded arithmetic
 WINDOWS_TRIED = 16  # texts, of which some end early
+ENERGY_S = 1.2 * LEAST_S  # of each length of generation, where a counter is read
 WARM_UPS, SETTLED = 12, 0.9
 STEPS_TOGETHER = 4  # of a batch, in a sample: as many tokens as every session can take back
 
@@ -172,6 +175,9 @@ class _Measured:
     def weights_changed(self) -> Wrong | None:
         return None
 
+    def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
+        raise AssertionError("its calls hold nothing else")
+
     def add_details(self, result: ModelResult) -> ModelResult:
         return result
 
@@ -224,6 +230,25 @@ class _Generated(_Measured):
             self._drafted[position] += long.drafted_per_position[position]
             self._accepted[position] += long.accepted_per_position[position]
         return (long_us - short_us) / steps
+
+    def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
+        """Of longer generations less that of as many shorter ones, each counted over a while."""
+        (short, short_calls), (long, long_calls) = (self._spent(window, n) for n in (0, self.scenario.generated))
+        if short.value is None or long.value is None:
+            return (short if short.value is None else long), 0
+        more = round(int(long.value) - int(short.value) * long_calls / short_calls)
+        if more <= 0:
+            return Fact(None, long.source, "longer generations took no more energy than shorter ones"), 0
+        return Fact(more, long.source), long_calls * self.scenario.generated
+
+    def _spent(self, window: Callable[[], EnergyWindow], tokens: int) -> tuple[Fact, int]:
+        """What generations of a length take together, and how many they were."""
+        calls, started = 0, perf_counter()
+        with window() as counted:
+            while not calls or perf_counter() - started < ENERGY_S:
+                self._generation(tokens)
+                calls += 1
+        return counted.spent_mj, calls
 
     def add_details(self, result: ModelResult) -> ModelResult:
         result = replace(result, memory=self._memory(), memory_predicted=self._predicted())

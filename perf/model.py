@@ -168,7 +168,7 @@ class ModelWork(Work, Protocol):
     Attributes:
         clock: as ``reports.measurement`` names it.
         distinct: experts that a step touches in each layer that has them; empty where nobody can see.
-        tokens_a_call: that ``next_us`` reads or emits, energy's divisor; 0: it does both, so that none can be told.
+        tokens_a_call: that ``next_us`` reads or emits, energy's divisor; 0: it does both.
     """
 
     clock: str
@@ -179,6 +179,10 @@ class ModelWork(Work, Protocol):
 
     def next_us(self) -> float:
         """Microseconds of one more step, or prompt."""
+        ...
+
+    def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
+        """Millijoules and tokens of steps alone, where a call holds more than those."""
         ...
 
     def add_details(self, result: ModelResult) -> ModelResult:
@@ -259,7 +263,8 @@ def measure_scenario(subject: Subject, scenario: Scenario, how: How) -> ModelRes
             prepared_s = time.monotonic() - started
             energy = how.energy() if how.energy else None
             outcome = measure(work, _WorkTimer(work.clock), how.rule, how.watch, how.carve_out, how.most_noise, energy)
-            result = _timed(replace(blank, prepared_s=prepared_s), subject, scenario, work, outcome, how.ceilings)
+            blank = replace(blank, prepared_s=prepared_s)
+            result = _timed(blank, subject, scenario, work, outcome, how.ceilings, how.energy)
             return work.add_details(result) if result.ms is not None else result
     except NotOfferedError as error:
         return replace(blank, offered=False, reason=str(error))
@@ -291,6 +296,7 @@ def _timed(
     work: ModelWork,
     outcome: Outcome,
     ceilings: Ceilings | None,
+    energy: Callable[[], EnergyWindow] | None,
 ) -> ModelResult:
     samples = outcome.samples
     if samples is None:
@@ -299,12 +305,12 @@ def _timed(
     if us <= 0:
         return replace(blank, reason="the difference of two times is not positive: this machine is too busy to tell")
     tokens = scenario.chunk or scenario.batch
-    spent = outcome.energy_mj
-    if spent.value is not None and not work.tokens_a_call:
-        spent = Fact(None, spent.source, f"each call reads a prompt of {scenario.context} tokens, too")
+    spent, over = outcome.energy_mj, outcome.energy_calls * work.tokens_a_call
+    if not over and energy and outcome.energy_scope:
+        spent, over = work.step_energy(energy)
     counted = {
         "millijoules": spent.value,
-        "tokens": outcome.energy_calls * work.tokens_a_call,
+        "tokens": over,
         "source": spent.source,
         "reason": spent.reason,
         "scope": outcome.energy_scope,

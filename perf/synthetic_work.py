@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
+from hardware.energy import EnergyWindow
+from hardware.machine import Fact
 from reference.config import ModelConfig
 
 from .live_memory import unused
@@ -126,6 +128,9 @@ class _Steps:
     def weights_changed(self) -> Wrong | None:
         return None
 
+    def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
+        raise AssertionError("its calls hold nothing else")
+
     def next_us(self) -> float:
         """Mean of a block of steps: each chooses its experts anew."""
         steps = self._block
@@ -194,6 +199,9 @@ class _Prompt:
 
     def weights_changed(self) -> Wrong | None:
         return None
+
+    def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
+        raise AssertionError("its calls hold nothing else")
 
     def next_us(self) -> float:
         return self._clock.times_ms(lambda number: None, self._run, 1)[0] * 1000

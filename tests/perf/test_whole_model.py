@@ -13,6 +13,7 @@ import pytest
 from conformance.engine import find_engine
 from hardware.energy import Counter, EnergyWindow
 from hardware.machine import Fact
+from perf import checkpoint_work
 from perf.checkpoint_work import CheckpointSubject
 from perf.live_memory import held_bytes
 from perf.model import How, ModelResult, NotOfferedError, Scenario, measure_scenario, scenarios_of
@@ -169,14 +170,22 @@ def test_energy_is_over_the_tokens_of_the_whole_interval(subject):
     assert (energy.metric, energy.params["scope"]) == ("j_per_prompt_token", "gpu_board")
 
 
-def test_energy_of_a_step_behind_a_prompt_is_not_told(subject):
-    counts = iter((1000, 9000))
-    window = EnergyWindow([Counter("gpu_board", lambda: Fact(next(counts), "test"))], least_s=0.0)
-    result = measure_scenario(subject, Scenario(1, 16, generated=4), replace(HOW, energy=lambda: window))
-    assert (result.energy["millijoules"], result.energy["reason"]) == (
-        None,
-        "each call reads a prompt of 16 tokens, too",
-    )
+def test_energy_of_a_step_behind_a_prompt_is_that_of_the_tokens_alone(subject, monkeypatch):
+    monkeypatch.setattr(checkpoint_work, "ENERGY_S", 0.0)
+    spent = 0
+
+    class Counted(Changed):
+        def generate(self, prompt, most, **options):
+            nonlocal spent
+            spent += 5 * len(prompt) + 7 * most  # millijoules
+            return super().generate(prompt, most, **options)
+
+    monkeypatch.setattr(subject, "model", Counted(subject.model, lambda tokens: tokens))
+    counter = Counter("gpu_board", lambda: Fact(spent, "test"))
+    how = replace(HOW, energy=lambda: EnergyWindow([counter], least_s=0.0))
+    result = measure_scenario(subject, Scenario(1, 16, generated=4), how)
+    energy = next(one for one in of_scenario(asdict(result), "x", None, "test") if one.group == "energy")
+    assert (energy.metric, energy.value) == ("j_per_output_token", pytest.approx(0.007))
 
 
 def test_the_interpreted_model_is_not_offered():
