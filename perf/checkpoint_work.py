@@ -232,8 +232,11 @@ class _Generated(_Measured):
         return (long_us - short_us) / steps
 
     def step_energy(self, window: Callable[[], EnergyWindow]) -> tuple[Fact, int]:
-        """Of longer generations less that of as many shorter ones, each counted over a while."""
-        (short, short_calls), (long, long_calls) = (self._spent(window, n) for n in (0, self.scenario.generated))
+        """Of longer generations less that of as many shorter ones of the same text, each counted over a while."""
+        prompt, *_ = self._generation(self.scenario.generated)  # a text that does not end before
+        (short, short_calls), (long, long_calls) = (
+            self._spent(window, prompt, tokens) for tokens in (0, self.scenario.generated)
+        )
         if short.value is None or long.value is None:
             return (short if short.value is None else long), 0
         more = round(int(long.value) - int(short.value) * long_calls / short_calls)
@@ -241,12 +244,12 @@ class _Generated(_Measured):
             return Fact(None, long.source, "longer generations took no more energy than shorter ones"), 0
         return Fact(more, long.source), long_calls * self.scenario.generated
 
-    def _spent(self, window: Callable[[], EnergyWindow], tokens: int) -> tuple[Fact, int]:
+    def _spent(self, window: Callable[[], EnergyWindow], prompt: list[int], tokens: int) -> tuple[Fact, int]:
         """What generations of a length take together, and how many they were."""
         calls, started = 0, perf_counter()
         with window() as counted:
             while not calls or perf_counter() - started < ENERGY_S:
-                self._generation(tokens)
+                self.subject.generate(prompt, 1 + SETTLING + tokens, self.scenario.num_drafts)
                 calls += 1
         return counted.spent_mj, calls
 

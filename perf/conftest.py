@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--format", choices=("int4", "fp8", "bf16"), default="int4", help="of synthetic experts (int4)")
     group.addoption("--prompts", metavar="FILE", help="text, .jsonl or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]; default: "
                     "the packaged text")  # fmt: skip
-    group.addoption("--budget", type=float, metavar="S", help="begin nothing more after so many seconds; --resume does")
+    group.addoption("--budget", type=float, metavar="S", help="begin nothing after S seconds; --resume goes on")
     group.addoption("--only", action="append", default=[], metavar="ID", help="only this measurement; may be repeated")
     group.addoption("--results", type=Path, metavar="FILE.jsonl", help="write each measurement there, as it is made")
     group.addoption("--resume", action="store_true", help="go on with --results where it was interrupted")
@@ -195,7 +195,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
             recording.doubts += doubts_about(session.config.stash[BEFORE], _after(session.config))
             verdict, reasons = recording.verdict(failed, recording.expected - failed)
             session.config.stash[VERDICT] = (verdict, reasons)
-            if recording.journal:
+            if recording.journal and recording.was_cut_short:
+                recording.journal.close()  # as below: what the budget left out may follow
+            elif recording.journal:
                 recording.journal.end(verdict, reasons)
             if verdict is Verdict.INCONCLUSIVE:
                 session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED

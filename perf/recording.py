@@ -42,13 +42,14 @@ class Recording:
     chosen: bool = False  # some workloads only, so that others are not missed
     budget_s: float | None = None
     started: float = field(default_factory=monotonic)
+    was_cut_short: bool = False  # by the budget
 
     def is_spent(self) -> bool:
         """Whether the budget of time is; that makes the session inconclusive, as something was left out."""
         spent = self.budget_s is not None and monotonic() - self.started > self.budget_s
-        doubt = f"the budget of {self.budget_s:g} s was spent: the rest was not measured" if spent else ""
-        if doubt and doubt not in self.doubts:
-            self.doubts.append(doubt)
+        if spent and not self.was_cut_short:
+            self.was_cut_short = True
+            self.doubts.append(f"the budget of {self.budget_s:g} s was spent: the rest was not measured")
         return spent
 
     def subject_of(self, format: str) -> str:

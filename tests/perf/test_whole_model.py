@@ -110,6 +110,9 @@ def test_a_run_without_its_end_goes_on_with_what_is_left(run, tmp_path):
     assert code == ExitCode.INCONCLUSIVE  # what is left is not begun, as the budget of time is spent
     assert "the budget of 0 s was spent: the rest was not measured" in said
     assert "2 skipped" in said
+    assert '"end"' not in path.read_text().splitlines()[-1], "what the budget left out cannot follow"
+    code, said = perf(f"--results={path}", f"--scenario={DRAFTS}", "--scenario=tg32 @ d0", "--resume", "--budget=0")
+    assert "2 skipped" in said
 
 
 def test_a_report_shows_the_curve_the_memory_and_the_drafts(run):
