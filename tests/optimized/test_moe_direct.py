@@ -13,12 +13,13 @@ from conformance.oracle import exact, legal
 from conformance.profiles import PROFILES
 from conformance.tolerance import Envelope
 from optimized.fused.linear_quantized import linear_quantized
+from optimized.fused.moe import Gated, gated_block
 from optimized.fused.moe_direct import fits
 from optimized.fused.moe_math import FP8, INT4
-from optimized.fused.moe_stored import Stored
+from optimized.fused.moe_stored import Stored, stored
 from optimized.launch import trying
 from optimized.ops.experts import experts
-from optimized.ops.mlp import mlp
+from optimized.runner import with_expert_axis
 from reference.quantization import FORMATS, Fp8Weight, Int4Weight
 
 D, F, E, A = 512, 256, 6, 2
@@ -52,12 +53,21 @@ def moved(value: Any) -> Any:
     return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
-def check(op: str, profile: str, run: Any, args: tuple[Any, ...]) -> None:
+def gated(x: Tensor, gate: Any, up: Any, down: Any, limit: float) -> Tensor:
+    """``mlp`` on quantised weights, as the model runs it."""
+    held = (stored("mlp", "weight", with_expert_axis(weight), (1, *weight.shape), x) for weight in (gate, up, down))
+    return gated_block("mlp", x, Gated(*held, limit), None)
+
+
+def check(op: str, profile: str, run: Any, args: tuple[Any, ...], judged: tuple[Any, ...] | None = None) -> None:
+    """``judged``: the same arguments as the reference's row takes them."""
     with ExitStack() as stack:
         for kernel, options in LAUNCHES.items():
             stack.enter_context(trying(kernel, options))
         got = run(*map(moved, args)).cpu()
-    Envelope(legal(op, PROFILES[profile], *args), exact(op, *args)).check(got, Counters(), f"{op}, {profile}")
+    judged = judged or args
+    bounds = Envelope(legal(op, PROFILES[profile], *judged), exact(op, *judged))
+    bounds.check(got, Counters(), f"{op}, {profile}")
 
 
 @needs_cuda
@@ -78,8 +88,10 @@ def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens:
 @pytest.mark.parametrize("num_tokens", [1, 3, 8])
 def test_products_without_routing_are_within_the_envelope(profile: str, num_tokens: int) -> None:
     weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
-    check("mlp", profile, mlp, (rows(num_tokens, D), *weights, 0.5))
-    check("linear", profile, linear_quantized, (rows(num_tokens, D), weights[0]))
+    wide = [weight.dequantize() for weight in weights]
+    x = rows(num_tokens, D)
+    check("mlp", profile, gated, (x, *weights, 0.5), (x, *wide, 0.5))
+    check("linear", profile, linear_quantized, (x, weights[0]), (x, wide[0]))
 
 
 @pytest.mark.parametrize(
