@@ -12,10 +12,11 @@ from .moe_math import GROUP, INT4, PLAIN
 from .moe_stored import Stored
 
 X_IN_WORD = 4  # bfloat16 in 64 bits
+OUTPUTS = 32  # the most of a program; divides the 128 that share a scale in FP8
 
 
 def fits(x: Tensor, routed: bool, *weights: Stored) -> bool:
-    """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups both ways, whole words."""
+    """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups and words, whole tiles."""
     is_read = COMPILES.value and x.dtype == torch.bfloat16 and x.stride(0) % X_IN_WORD == 0
     is_read = is_read and x.storage_offset() % X_IN_WORD == 0 and (routed or len(x) <= COLUMNS.value)
     return is_read and all(_fits(weight) for weight in weights)
@@ -27,7 +28,7 @@ def _fits(weight: Stored) -> bool:
     codes = weight.codes
     inputs = codes.shape[2] * (2 if weight.kind == INT4.value else 1)
     in_words = codes.storage_offset() % 16 == 0 and all(stride % 16 == 0 for stride in codes.stride()[:2])
-    return in_words and inputs % GROUP.value == 0 and codes.shape[1] % GROUP.value == 0
+    return in_words and inputs % GROUP.value == 0 and codes.shape[1] % OUTPUTS == 0
 
 
 def up_direct(
