@@ -126,9 +126,7 @@ def test_the_verdict_comes_first_then_why_with_its_command(journal, tmp_path):
 def wrong_operators(tmp_path):
     """The published record, with eight outputs that were wrong."""
     record = json.loads(OPERATORS.read_text())
-    wrong = [result for result in record["results"] if result["op"] == "experts_fp8"]
-    assert len(wrong) == 8
-    for result in wrong:
+    for result in record["results"][:8]:
         result |= {"outcome": "FAIL", "us": None, "share": None, "reason": "rows 0 of 1: 2.5 times the tolerance"}
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps(record))
