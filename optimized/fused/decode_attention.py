@@ -19,6 +19,7 @@ from .decode_attention_kernel import combine_kernel, decode_attention_kernel
 
 REPLACES = ("attention", "head_gate")
 MAX_QUERY_LEN = 8
+FIXED_ROWS = 64  # of a program in a fixed order, at least: three drafts and a token of twelve heads
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def decode_attention(
     """Attend from the last tokens of each sequence to its cached keys, and scale by the head gate where there is one.
 
     Nothing is read back to the host and the grid depends on shapes only, so the call can be captured in a CUDA graph;
-    a captured call wants a workspace. Lengths and pages must not be what the very kernel before writes (see
+    a captured call wants a workspace. In a fixed order a query's bits depend neither on how many more its sequence has
+    in this call, up to four of twelve heads, nor on the length of the context. Lengths and pages must not be what the very kernel before writes (see
     ``dependent_launch``). A sequence's bits do not depend on the other sequences of the batch.
 
     Args:
@@ -112,7 +114,7 @@ def _combine(
 ) -> None:
     (num_kv_heads, num_splits, batch), options = plan.grid, plan.options
     query_len, heads = len(q) // batch, q.shape[1] // num_kv_heads
-    names = ("BLOCK_S", "MIN_BLOCKS", "BLOCK_R", "BLOCK_H")
+    names = ("BLOCK_S", "MIN_BLOCKS", "BLOCK_R", "BLOCK_H", "SHARE")
     launch = launch_for("decode_attention_combine", q.device, rows=options["BLOCK_R"]).options
     combine_kernel[num_kv_heads, triton.cdiv(query_len * heads, launch["BLOCK_V"]), batch](
         *(context_lens, q if gate is None else gate, y, space.partials, space.log_sums),
@@ -155,7 +157,8 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
         raise ValueError(f"{op}: window is {window}; want 1 or more keys, self included, or None")
 
     page_size, num_kv_heads = k_cache.shape[1:3]
-    rows = max(SMALLEST_TILE, triton.next_power_of_2(query_len * (num_heads // num_kv_heads)))
+    least = FIXED_ROWS if is_fixed_order() else SMALLEST_TILE
+    rows = max(least, triton.next_power_of_2(query_len * (num_heads // num_kv_heads)))
     longest = block_table.shape[1] * page_size
     windowed = int(window is not None)
     dtype = str(q.dtype).removeprefix("torch.")
@@ -166,6 +169,13 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
     most = triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), options["MIN_BLOCKS"])
     sharing = num_kv_heads * (1 if is_fixed_order() else max(batch, 1))  # what the device is shared by
     splits = max(1, min(programs // sharing, most))
+    options["SHARE"] = 0
+    if is_fixed_order() and window is None:
+        options["SHARE"] = max(triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), splits), options["MIN_BLOCKS"])
+    elif is_fixed_order():
+        options["SHARE"] = options["MIN_BLOCKS"]
+        keys = options["SHARE"] * options["BLOCK_S"]
+        splits = triton.cdiv(window + MAX_QUERY_LEN - 1, keys) + 1
     options |= {"BLOCK_R": rows, "BLOCK_H": max(SMALLEST_TILE, triton.next_power_of_2(head_dim))}
     return _Plan(batch, (num_kv_heads, splits, batch), options, q.device)
 

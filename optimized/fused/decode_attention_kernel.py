@@ -29,16 +29,26 @@ def _shares(
     HAS_WINDOW: tl.constexpr,
     BLOCK_S: tl.constexpr,
     MIN_BLOCKS: tl.constexpr,
+    SHARE: tl.constexpr,
 ):
-    """First key that is seen, first block and the one after the last, blocks of a split, and splits with work."""
+    """First key that is seen, its block and the one after the last; where the first split begins, blocks of a split,
+    splits with work, and the place of the first one's results.
+
+    In a fixed order a split has the same keys and place whatever the length and the number of queries.
+    """
     first_key = 0
     if HAS_WINDOW:
         first_key = tl.maximum(context - Q - window + 1, 0)
     first_block = first_key // BLOCK_S
     last_block = tl.cdiv(context, BLOCK_S)
+    origin, place = first_block, first_block * 0
     blocks = tl.maximum(tl.cdiv(last_block - first_block, num_splits), MIN_BLOCKS)
-    num_used = tl.maximum(tl.cdiv(last_block - first_block, blocks), 1)  # an empty context is one split's work, too
-    return first_key, first_block, last_block, blocks, num_used
+    if SHARE > 0:
+        blocks = tl.maximum(blocks * 0, SHARE)
+        origin = first_block // SHARE * SHARE
+        place = first_block // SHARE % num_splits
+    num_used = tl.maximum(tl.cdiv(last_block - origin, blocks), 1)  # an empty context is one split's work, too
+    return first_key, first_block, last_block, origin, blocks, num_used, place
 
 
 @triton.jit
@@ -46,6 +56,8 @@ def _combined(
     partials_ptr,  # [splits, BLOCK_R, BLOCK_H] of this sequence and key-value head
     log_sums_ptr,  # [splits, BLOCK_R]
     num_used,
+    place,  # of the first used one: the next ones follow, round the end
+    num_splits,
     r,  # [BLOCK_V]
     h,
     in_rows,  # [BLOCK_V, BLOCK_H]
@@ -53,14 +65,20 @@ def _combined(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     COMBINE_SPLITS: tl.constexpr,
+    SHARE: tl.constexpr,
 ):
     """Partial results weighted by their sums, [BLOCK_V, BLOCK_H], COMBINE_SPLITS of them in flight."""
+    last = num_used
+    if SHARE > 0:
+        last = num_splits
     highest = tl.full([BLOCK_V], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_V], tl.float32)
     mixed = tl.zeros([BLOCK_V, BLOCK_H], tl.float32)
-    for first in range(0, num_used, COMBINE_SPLITS):
+    for first in range(0, last, COMBINE_SPLITS):
         i = first + tl.arange(0, COMBINE_SPLITS)
-        is_used = i < num_used
+        is_used = i < last
+        if SHARE > 0:
+            is_used = is_used & ((i - place + num_splits) % num_splits < num_used)
         rows = i[:, None] * BLOCK_R + r[None, :]
         # .cg: what other programs wrote comes from the level-2 cache, whatever this multiprocessor holds
         cells = rows[:, :, None] * BLOCK_H + h[None, None, :]
@@ -118,18 +136,19 @@ def decode_attention_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,  # power of two >= H
     MIN_BLOCKS: tl.constexpr,  # of a split: fewer splits for a short context
+    SHARE: tl.constexpr,  # blocks of every split in a fixed order; 0: of a context, as many for each
 ):
     head, split = tl.program_id(0), tl.program_id(1)  # heads first: programs that run together read whole rows
     b = tl.program_id(2).to(tl.int64)
     num_kv_heads, num_splits = tl.num_programs(0), tl.num_programs(1)
     context = tl.load(context_lens_ptr + b)
-    first_key, first_block, last_block, blocks, num_used = _shares(
-        context, num_splits, window, Q, HAS_WINDOW, BLOCK_S, MIN_BLOCKS
+    first_key, first_block, last_block, origin, blocks, num_used, place = _shares(
+        context, num_splits, window, Q, HAS_WINDOW, BLOCK_S, MIN_BLOCKS, SHARE
     )
     if split >= num_used:
         return
-    begin = first_block + split * blocks
-    end = tl.minimum(begin + blocks, last_block)
+    begin = tl.maximum(origin + split * blocks, first_block)
+    end = tl.minimum(origin + (split + 1) * blocks, last_block)
 
     r, h, s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_S)
     t, n = r // G, head * G + r % G
@@ -190,7 +209,7 @@ def decode_attention_kernel(
         pair = b * num_kv_heads + head
         log_sums_ptr += pair * num_splits * BLOCK_R
         partials_ptr += pair * num_splits * (BLOCK_R * BLOCK_H)
-        own = split * BLOCK_R + r
+        own = (place + split) % num_splits * BLOCK_R + r
         log_sum = highest * scale + tl.log2(divisor)  # -inf where no key was seen
         tl.store(log_sums_ptr + own, log_sum)
         tl.store(partials_ptr + own[:, None] * BLOCK_H + h[None, :], y, mask=in_tile)
@@ -215,6 +234,7 @@ def combine_kernel(
     MIN_BLOCKS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    SHARE: tl.constexpr,
     BLOCK_V: tl.constexpr,  # rows of a program
     COMBINE_SPLITS: tl.constexpr,
 ):
@@ -222,7 +242,7 @@ def combine_kernel(
     head, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     num_kv_heads = tl.num_programs(0)
     context = tl.load(context_lens_ptr + b)
-    _, _, _, _, num_used = _shares(context, num_splits, window, Q, HAS_WINDOW, BLOCK_S, MIN_BLOCKS)
+    _, _, _, _, _, num_used, place = _shares(context, num_splits, window, Q, HAS_WINDOW, BLOCK_S, MIN_BLOCKS, SHARE)
     r, h = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_H)
     in_rows = r < Q * G
     in_tile = in_rows[:, None] & (h < H)[None, :]
@@ -232,7 +252,8 @@ def combine_kernel(
         log_sums_ptr += pair * num_splits * BLOCK_R
         partials_ptr += pair * num_splits * (BLOCK_R * BLOCK_H)
         result = _combined(
-            *(partials_ptr, log_sums_ptr, num_used, r, h, in_tile, BLOCK_R, BLOCK_V, BLOCK_H, COMBINE_SPLITS)
+            *(partials_ptr, log_sums_ptr, num_used, place, num_splits, r, h, in_tile),
+            *(BLOCK_R, BLOCK_V, BLOCK_H, COMBINE_SPLITS, SHARE),
         )
         token, n = b * Q + r // G, head * G + r % G
         rows = token * (num_kv_heads * G) + n

@@ -193,3 +193,17 @@ def test_refuses_a_workspace_of_another_shape() -> None:
 
 def test_names_the_rows_it_replaces() -> None:
     assert module.REPLACES == ("attention", "head_gate")
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("length", [4, 64, 66, 130, 200, 333])
+def test_in_a_fixed_order_queries_of_one_call_have_the_bits_of_calls_of_their_own(
+    window: int | None, length: int
+) -> None:
+    pages = Pages.of([length], 2, 32, 64, BF16)
+    q = normal(4, 6, 32, dtype=BF16, seed=1)
+    with fixed_order():
+        together = attend(pages, q, window)
+        for i in range(4):
+            shorter = replace(pages, context_lens=pages.context_lens - 3 + i)
+            assert torch.equal(attend(shorter, q[i : i + 1], window), together[i : i + 1]), i
