@@ -55,8 +55,10 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def ring_pages(window: int) -> int:
-    """Pages of a ring: a step may add ``MAX_STEP`` tokens, all of which see their whole window."""
-    return pages_for(window - 1 + MAX_STEP)
+    """Pages of a ring: a step may add ``MAX_STEP`` tokens, all of which see their whole window, and what a chunk copies
+    of the window before it begins with a page.
+    """
+    return pages_for(window - 1 + max(MAX_STEP, PAGE_SIZE - 1))
 
 
 def token_bytes(layer: LayerConfig, dtype: torch.dtype) -> int:

@@ -154,7 +154,7 @@ class Runner:
     def greedy(self, normed: Tensor, depth: int | None = None) -> Tensor:
         """[T] int64: the likeliest token after each row."""
         head = self._head(depth)
-        if isinstance(head, Tensor) and len(normed) <= MAX_TOKENS:
+        if isinstance(head, Tensor) and len(normed) <= MAX_TOKENS and not is_fixed_order():
             return lm_head_greedy(normed, head)
         return argmax(project(normed, head))
 

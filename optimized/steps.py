@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .fused.step_inputs import StepInputs
 from .kv_cache import MAX_STEP, PAGE_SIZE, Context, KVCache, on_device
+from .launch import is_fixed_order
 from .runner import Chunk, Step
 
 
@@ -36,8 +37,11 @@ class Ordered:
 
 
 def step_of(cache: KVCache, pieces: Sequence[Piece]) -> Ordered:
-    """One step over pieces of any lengths: those of the most frequent short length decode, the rest are chunks."""
-    short = [piece.count for piece in pieces if piece.count <= MAX_STEP]
+    """One step over pieces of any lengths: those of the most frequent short length decode, the rest are chunks.
+
+    In a fixed order all are chunks: a token's bits do not depend on how many come with it.
+    """
+    short = [] if is_fixed_order() else [piece.count for piece in pieces if piece.count <= MAX_STEP]
     query_len = max(set(short), key=short.count) if short else 0
     decoding = [number for number, piece in enumerate(pieces) if piece.count == query_len]
     others = [number for number, piece in enumerate(pieces) if piece.count != query_len]
@@ -75,7 +79,9 @@ def _ring_page_of(cache: KVCache):  # type: ignore[no-untyped-def]
 
 def _chunk(cache: KVCache, piece: Piece, row: int) -> Chunk:
     context, start, end = piece.context, piece.start, piece.start + piece.count
-    before = min(start - piece.origin, (cache.window or 1) - 1)
+    # From a whole page on: blocks of keys are then the same whatever chunks a prompt comes in, and so are the bits.
+    first = max((start + 1 - (cache.window or 1)) // PAGE_SIZE * PAGE_SIZE, piece.origin)
+    before = start - min(first, start)
     return Chunk(
         slice(row, row + piece.count),
         start,

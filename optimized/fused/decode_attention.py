@@ -56,9 +56,10 @@ def decode_attention(
     """Attend from the last tokens of each sequence to its cached keys, and scale by the head gate where there is one.
 
     Nothing is read back to the host and the grid depends on shapes only, so the call can be captured in a CUDA graph;
-    a captured call wants a workspace. In a fixed order a query's bits depend neither on how many more its sequence has
-    in this call, up to four of twelve heads, nor on the length of the context. Lengths and pages must not be what the very kernel before writes (see
-    ``dependent_launch``). A sequence's bits do not depend on the other sequences of the batch.
+    a captured call wants a workspace. Lengths and pages must not be what the very kernel before writes (see
+    ``dependent_launch``). A sequence's bits do not depend on the other sequences of the batch; in a fixed order a
+    query's depend neither on how many more its sequence has in this call, up to four of twelve heads, nor on the
+    length of the context.
 
     Args:
         q: [T, N, H], T = B * query length, 1 to 8 tokens of each sequence, in order; the last is at context_len - 1.
@@ -172,7 +173,7 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
     options["SHARE"] = 0
     if is_fixed_order() and window is None:
         options["SHARE"] = max(triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), splits), options["MIN_BLOCKS"])
-    elif is_fixed_order():
+    elif is_fixed_order() and window is not None:
         options["SHARE"] = options["MIN_BLOCKS"]
         keys = options["SHARE"] * options["BLOCK_S"]
         splits = triton.cdiv(window + MAX_QUERY_LEN - 1, keys) + 1

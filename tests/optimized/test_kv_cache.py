@@ -39,7 +39,7 @@ def test_a_fork_shares_whole_pages_and_copies_the_window(cache: KVCache) -> None
     assert all(cache.k[layer].isnan().all() for layer in (FULL, SLIDING))
 
 
-@pytest.mark.parametrize(("length", "fork"), [(140, 100), (140, 192), (140, 64)])
+@pytest.mark.parametrize(("length", "fork"), [(140, 100), (140, 192), (200, 64)])
 def test_no_fork_where_pages_are_not_whole_or_the_window_is_gone(cache: KVCache, length: int, fork: int) -> None:
     with pytest.raises(ValueError, match=f"fork: length is {fork} of {length} tokens"):
         cache.fork(filled(cache, length), fork)
