@@ -16,7 +16,7 @@ from torch import Tensor
 from reference.generate import Generation
 
 from .apple_mlx_lm_ops import rows, to_torch
-from .library import find
+from .installed import find
 
 
 class MlxLm:

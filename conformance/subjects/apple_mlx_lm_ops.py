@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .library import find
+from .installed import find
 
 Arrays = tuple[Any, ...]
 

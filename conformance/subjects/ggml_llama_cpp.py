@@ -19,7 +19,7 @@ from reference.generate import Generation
 from .ggml_llama_cpp_context import Context, Entry, Model, bindings, open_model
 from .ggml_llama_cpp_routing import RouterWatch
 from .ggml_llama_cpp_sampling import Chain, sampling
-from .library import find
+from .installed import find
 
 SEQUENCES = 64  # sessions that are open at the same time
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .library import find
+from .installed import find
 
 INSTALL = "llama-cpp-python gguf"  # built from source: a C++ compiler and a quarter of an hour
 TOKENS = 8_192  # cells that all sequences of a context share

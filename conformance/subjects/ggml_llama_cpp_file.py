@@ -14,7 +14,7 @@ from reference.checkpoint import Checkpoint
 from reference.config import LayerConfig, ModelConfig
 from reference.ops.rope import inverse_frequencies
 
-from .library import find
+from .installed import find
 
 MTP_TENSORS = {
     "eh_proj": "NEXTN_EH_PROJ",

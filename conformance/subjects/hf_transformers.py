@@ -17,7 +17,7 @@ from reference.generate import Generation
 
 from ..profiles import find_profile
 from .hf_transformers_ops import rows
-from .library import find
+from .installed import find
 
 TINY_VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 

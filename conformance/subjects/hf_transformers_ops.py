@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .library import find
+from .installed import find
 
 
 def rows() -> dict[str, Callable[..., Any]]:

@@ -48,7 +48,7 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
     if y.numel() > 0:
         sizes: dict[str, int | str] = {"T": len(rows), "O": num_outputs, "I": num_inputs}
         sizes["format"] = format_of(rows, held, rounds)
-        sizes["direct"] = int(not rounds and fits(rows, False, held))
+        sizes["direct"] = int(not rounds and fits(rows, None, held))
         launch = dict(launch_for(op, x.device, **sizes).options)
         path = launch.pop("PATH", "grouped")
         if path == "direct":

@@ -114,7 +114,9 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
     sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
-    sizes["direct"] = int(not block.rounds and fits(x, routing is not None, block.gate, block.up, block.down))
+    sizes["direct"] = int(
+        not block.rounds and fits(x, slots_per_token if routing else None, block.gate, block.up, block.down)
+    )
     path = launch_for(family, x.device, **sizes).options
     if path["PATH"] == "direct":
         return _direct(family, x, block, routing, sizes)

@@ -1,5 +1,6 @@
 """Launches of ``moe_direct_kernel``, and what it takes."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,16 @@ X_IN_WORD = 4  # bfloat16 in 64 bits
 OUTPUTS = 32  # the most of a program; divides the 128 that share a scale in FP8
 
 
-def fits(x: Tensor, routed: bool, *weights: Stored) -> bool:
-    """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups and words, whole tiles."""
+def fits(x: Tensor, per_token: int | None, *weights: Stored) -> bool:
+    """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups and words, whole tiles.
+
+    Args:
+        per_token: experts of each row; None: one weight has every row.
+    """
     is_read = COMPILES.value and x.dtype == torch.bfloat16 and x.stride(0) % X_IN_WORD == 0
-    is_read = is_read and x.storage_offset() % X_IN_WORD == 0 and (routed or len(x) <= COLUMNS.value)
-    return is_read and all(_fits(weight) for weight in weights)
+    is_read = is_read and x.storage_offset() % X_IN_WORD == 0
+    is_met = len(x) <= COLUMNS.value if per_token is None else per_token & (per_token - 1) == 0
+    return is_read and is_met and all(_fits(weight) for weight in weights)
 
 
 def _fits(weight: Stored) -> bool:
@@ -39,8 +45,8 @@ def up_direct(
     slots, rows = (num_tokens, num_tokens) if ids is None else (ids.numel(), 1)
     inner = torch.empty((slots, width), dtype=x.dtype, device=x.device)
     words, gate_words, up_words = _words_of_x(x), _words(gate), _words(up)
-    programs, groups = 1 if ids is None else slots, _groups(x, launch)
-    up_direct_kernel[(programs, width // launch["BLOCK_F"])](
+    groups, launch = _sized(x, 1, launch)
+    up_direct_kernel[(1 if ids is None else slots, width // launch["BLOCK_F"])](
         words, words if ids is None else ids, gate_words, up_words, gate.scale, up.scale, inner, words.stride(0),
         *gate_words.stride()[:2], *gate.scale.stride()[:2], groups, width, slots // num_tokens, rows, limit,
         ROUTED=ids is not None, KIND=gate.kind, CLAMP=limit > 0, **launch,
@@ -57,9 +63,10 @@ def down_direct(
     y = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
     words, codes = _words_of_x(x), _words(weight)
     programs, rows = (1, num_tokens) if ids is None else (num_tokens, 1)
+    groups, launch = _sized(x, per_token, launch)
     down_direct_kernel[(programs, num_outputs // launch["BLOCK_D"])](
         words, words if ids is None else ids, words if weights is None else weights, codes, weight.scale, y,
-        words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], _groups(x, launch), num_outputs, rows,
+        words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], groups, num_outputs, rows,
         ROUTED=ids is not None, KIND=weight.kind, A=per_token, **launch,
     )  # fmt: skip
     return y
@@ -73,8 +80,8 @@ def _words(weight: Stored) -> Tensor:
     return weight.codes.view(torch.int32)
 
 
-def _groups(x: Tensor, launch: Mapping[str, Any]) -> int:
+def _sized(x: Tensor, per_token: int, launch: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Groups of a row, and a launch whose blocks divide them: a short row takes smaller ones, and fewer warps."""
     groups = x.shape[1] // GROUP.value
-    if groups % launch["BLOCK_G"]:
-        raise LookupError(f"launch: BLOCK_G is {launch['BLOCK_G']}; want a divisor of {groups}, the groups of a row")
-    return groups
+    at_once = math.gcd(launch["BLOCK_G"], groups)
+    return groups, {**launch, "BLOCK_G": at_once, "num_warps": min(launch["num_warps"], per_token * at_once)}

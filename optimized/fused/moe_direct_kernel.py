@@ -16,6 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .moe_math import swiglu_of
+
 REPLACES = ("linear", "swiglu", "mlp", "experts")
 
 GROUP = gl.constexpr(128)
@@ -273,13 +275,10 @@ def up_direct_kernel(
         gate_words, up_words, gate_scale, up_scale = next_gate_words, next_up_words, next_gate, next_up
     SUM: gl.constexpr = gl.SliceLayout(0, MMA)
     gate, up = gl.sum(gate, axis=0), gl.sum(up, axis=0)
-    activated = gate / (1.0 + gl.exp(-gate))
-    if CLAMP:
-        activated = gl.minimum(activated, limit)
-        up = gl.minimum(gl.maximum(up, -limit), limit)
+    inner = swiglu_of(gate, up, limit, CLAMP)
     n = gl.arange(0, COLUMNS, gl.SliceLayout(0, SUM))
     at = (slot + n)[None, :] * F + (f_first + gl.arange(0, BLOCK_F, gl.SliceLayout(1, SUM)))[:, None]
-    gl.store(inner_ptr + at, (activated * up).to(inner_ptr.dtype.element_ty), mask=(n < rows)[None, :] & (at >= 0))
+    gl.store(inner_ptr + at, inner.to(inner_ptr.dtype.element_ty), mask=(n < rows)[None, :] & (at >= 0))
 
 
 @gluon.jit

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conformance.engine import EngineError, find_engine
-from conformance.subjects.library import SubjectError, find
+from conformance.subjects.installed import SubjectError, find
 from reports.known_failures import read_known_failures
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from conformance.profiles import PROFILES
 from conformance.tolerance import Envelope
 from optimized.fused.linear_quantized import linear_quantized
 from optimized.fused.moe import Gated, gated_block
-from optimized.fused.moe_direct import fits
+from optimized.fused.moe_direct import _sized, fits
 from optimized.fused.moe_math import FP8, INT4
 from optimized.fused.moe_stored import Stored, stored
 from optimized.launch import trying
@@ -85,6 +85,29 @@ def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens:
 @needs_cuda
 @pytest.mark.cuda
 @pytest.mark.parametrize("profile", list(FORMAT_OF))
+def test_nan_passes_the_clamp(profile: str) -> None:
+    weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
+    x = rows(2, D)
+    x[1, 5] = torch.nan
+    with ExitStack() as stack:
+        for kernel, options in LAUNCHES.items():
+            stack.enter_context(trying(kernel, options))
+        got = gated(*map(moved, (x, *weights, 0.5))).cpu()
+    assert got[0].isfinite().all()
+    assert got[1].isnan().all()
+
+
+def test_a_short_row_takes_smaller_blocks_and_fewer_warps() -> None:
+    launch = {"BLOCK_D": 16, "BLOCK_G": 16, "num_warps": 8, "launch_pdl": True}
+    groups, changed = _sized(rows(1, 256), 1, launch)
+    assert (groups, changed) == (2, {**launch, "BLOCK_G": 2, "num_warps": 2})
+    assert _sized(rows(1, 4096), 8, launch) == (32, launch)
+    assert _sized(rows(1, 1280), 1, launch)[1]["BLOCK_G"] == 2
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("profile", list(FORMAT_OF))
 @pytest.mark.parametrize("num_tokens", [1, 3, 8])
 def test_products_without_routing_are_within_the_envelope(profile: str, num_tokens: int) -> None:
     weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
@@ -97,22 +120,23 @@ def test_products_without_routing_are_within_the_envelope(profile: str, num_toke
 
 
 @pytest.mark.parametrize(
-    ("what", "x", "codes", "kind", "routed"),
+    ("what", "x", "codes", "kind", "per_token"),
     [
-        ("float32 rows", torch.zeros(1, D), (E, F, D), FP8, True),
-        ("nine rows of a weight that all have", rows(9, D), (1, F, D), FP8, False),
-        ("inputs that are no whole groups", rows(1, 192), (E, F, 192), FP8, True),
-        ("outputs that are no whole tiles", rows(1, D), (E, 168, D), FP8, True),
-        ("rows that begin within a word", rows(1, D + 4)[:, 2 : D + 2], (E, F, D), FP8, True),
+        ("float32 rows", torch.zeros(1, D), (E, F, D), FP8, A),
+        ("nine rows of a weight that all have", rows(9, D), (1, F, D), FP8, None),
+        ("inputs that are no whole groups", rows(1, 192), (E, F, 192), FP8, A),
+        ("three experts of a token", rows(1, D), (E, F, D), FP8, 3),
+        ("outputs that are no whole tiles", rows(1, D), (E, 168, D), FP8, A),
+        ("rows that begin within a word", rows(1, D + 4)[:, 2 : D + 2], (E, F, D), FP8, A),
     ],
 )
 def test_what_does_not_fit_goes_another_way(
-    what: str, x: Tensor, codes: tuple[int, ...], kind: Any, routed: bool, monkeypatch: pytest.MonkeyPatch
+    what: str, x: Tensor, codes: tuple[int, ...], kind: Any, per_token: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.language import constexpr
 
     monkeypatch.setattr("optimized.fused.moe_direct.COMPILES", constexpr(True))
     stored = Stored(torch.zeros(codes, dtype=torch.uint8), torch.zeros(1), kind.value)
-    assert not fits(x, routed, stored), what
-    assert fits(rows(8, D), routed, Stored(torch.zeros((E, F, D), dtype=torch.uint8), torch.zeros(1), FP8.value))
-    assert fits(rows(1, D), True, Stored(torch.zeros((E, F, D // 2), dtype=torch.uint8), torch.zeros(1), INT4.value))
+    assert not fits(x, per_token, stored), what
+    assert fits(rows(8, D), A, Stored(torch.zeros((E, F, D), dtype=torch.uint8), torch.zeros(1), FP8.value))
+    assert fits(rows(1, D), None, Stored(torch.zeros((E, F, D // 2), dtype=torch.uint8), torch.zeros(1), INT4.value))
