@@ -32,12 +32,11 @@ from .recording import Recording, doubts_about, settings_of
 from .sampling import StopRule
 from .shapes import PUBLISHED
 from .whole import WEIGHTS, Wanted, subject_of
-from .workload import Workload, tensors_of
+from .workload import Workload, cold_sets
 
 RECORDING: pytest.StashKey[Recording] = pytest.StashKey()
 BEFORE: pytest.StashKey[GpuState | Fact] = pytest.StashKey()
 HOST_SETS = 4
-L2_MULTIPLE = 5  # of the L2 cache: what the sets of a cold workload hold together
 UNUSED = "ignore:Benchmark fixture was not used"  # by a test that failed or was skipped before it had times
 SCENARIO = (
     "only the scenario of the whole model of this name, as in 'tg128 @ d4096', or those with it in their name; may be "
@@ -426,11 +425,7 @@ def _sets(case: Case, device: str, cache: str) -> int:
     from .maker import Maker
 
     draw = case.build(Maker(device))
-    first, second = draw(), draw()
-    known = {tensor.data_ptr() for tensor in tensors_of(first)}
-    fresh = sum(tensor.nbytes for tensor in tensors_of(second) if tensor.data_ptr() not in known)
-    wanted = L2_MULTIPLE * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return int(max(2, min(case.max_sets, -(-wanted // max(fresh, 1)))))
+    return cold_sets(case, draw(), draw())
 
 
 def _judged(recording: Recording, once: Measure) -> list[Measurement]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from conformance.engine import Engine, find_engine, move
 from optimized.launch import Launch, noting
@@ -20,9 +19,9 @@ from .ops import bench_experts, fused
 from .peers import Peer, peers_of
 from .result import Outcome, Result, blank
 from .timing import Timing, time_on_device
+from .workload import cold_sets
 
 KEPT_BYTES = 60_000_000_000  # of memory that is free again: giving it back takes milliseconds
-L2_MULTIPLE = 5  # of the L2 cache: what the sets of inputs hold together, so that a call finds nothing of its own
 
 
 @dataclass(frozen=True)
@@ -207,22 +206,8 @@ def sets_of(case: Case) -> list[Args]:
     """Sets of arguments until they exceed the L2 cache several times, or reach the case's most."""
     draw = case.build(Maker("cuda"))
     first, second = draw(), draw()
-    known = {tensor.data_ptr() for tensor in tensors_of(first)}
-    fresh = sum(tensor.nbytes for tensor in tensors_of(second) if tensor.data_ptr() not in known)
-    wanted = L2_MULTIPLE * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    count = max(2, min(case.max_sets, math.ceil(wanted / max(fresh, 1))))
+    count = cold_sets(case, first, second)
     return [first, second, *(draw() for _ in range(count - 2))]
-
-
-def tensors_of(args: Sequence[Any]) -> list[Tensor]:
-    """The tensors among arguments, those of quantised weights included."""
-    found: list[Tensor] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            found.append(arg)
-        else:
-            found += [value for value in getattr(arg, "__dict__", {}).values() if isinstance(value, Tensor)]
-    return found
 
 
 def _line(error: Exception) -> str:

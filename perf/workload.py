@@ -11,6 +11,8 @@ from torch import Tensor
 from .case import Args, Case
 from .maker import Maker
 
+L2_MULTIPLE = 5  # of the L2 cache: what the sets of inputs hold together, so that a call finds nothing of its own
+
 SETS = 4
 SPOT_CHECKS = 3
 CHUNK_WORDS = 1 << 25  # summed at a time: the experts' weights are gigabytes
@@ -118,6 +120,14 @@ def copies_of(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(copies_of(item) for item in value)
     return value
+
+
+def cold_sets(case: Case, first: Args, second: Args) -> int:
+    """Sets of arguments that together exceed the L2 cache several times, or the case's most; of two draws of them."""
+    known = {tensor.data_ptr() for tensor in tensors_of(first)}
+    fresh = sum(tensor.nbytes for tensor in tensors_of(second) if tensor.data_ptr() not in known)
+    wanted = L2_MULTIPLE * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return int(max(2, min(case.max_sets, -(-wanted // max(fresh, 1)))))
 
 
 def tensors_of(args: Sequence[Any]) -> list[Tensor]:

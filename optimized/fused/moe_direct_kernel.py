@@ -61,7 +61,7 @@ def unpack_int4(words):
 
 @gluon.jit
 def unpack_fp8(words):
-    """Four bf16 tensors: code j of each word."""
+    """Four bf16 tensors: code j of each word, by the bits as in ``fp8_to_bf16``."""
     return gl.inline_asm_elementwise(
         """
         {

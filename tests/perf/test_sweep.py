@@ -11,6 +11,7 @@ from perf.cost import Ceilings
 from perf.maker import Maker
 from perf.result import Outcome, table
 from perf.timing import Timing
+from perf.workload import tensors_of
 
 CEILINGS = Ceilings(1000.0, {"bf16": 100.0, "fp8": 200.0}, {})
 CHEAP = ["rms_norm", "qk_norm", "rope", "head_gate", "swiglu", "router", "draw", "accept_draft", "quantize_activation"]
@@ -88,5 +89,5 @@ def test_every_row_has_cases_and_each_builds_its_inputs_without_memory():
     for case in cases:
         if case.fused is None:
             args = case.build(Maker("meta"))()
-            assert all(tensor.is_meta for tensor in sweep.tensors_of(args))
+            assert all(tensor.is_meta for tensor in tensors_of(args))
             assert case.cost.hbm_bytes > 0

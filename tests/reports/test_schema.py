@@ -5,21 +5,13 @@ import re
 from importlib import resources
 
 import pytest
+from json_schema import TYPES
 
 from reports import schema
 from reports.schema import CheckRecord, ConformanceOutcome, Result, ResultError, dumps, loads
 from reports.verdict import Status
 
 SCHEMA = json.loads((resources.files("reports") / "result.schema.json").read_text())
-JSON_TYPES = {
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
-    "object": dict,
-    "array": list,
-}
 
 
 def complaints(value, schema, where="$"):
@@ -36,7 +28,7 @@ def complaints(value, schema, where="$"):
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     is_number_but_bool = isinstance(value, bool) and "boolean" not in kinds
-    if is_number_but_bool or not any(isinstance(value, JSON_TYPES[kind]) for kind in kinds):
+    if is_number_but_bool or not any(isinstance(value, TYPES[kind]) for kind in kinds):
         return [f"{where}: {value!r} is no {kinds}"]
     found = []
     if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
