@@ -36,11 +36,13 @@ class Routing:
     Attributes:
         ids: [T, A], contiguous; weights: [T, A], contiguous.
         num_experts: E.
+        is_older: whether another kernel was started after the one that chose, and waited for it (``dependent_launch``).
     """
 
     ids: Tensor
     weights: Tensor
     num_experts: int
+    is_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,11 @@ def _decode(
 
 
 def _direct(family: str, x: Tensor, block: Gated, routing: Routing | None, sizes: Mapping[str, int | str]) -> Tensor:
-    ids, weights = (None, None) if routing is None else (routing.ids, routing.weights)
+    ids, weights, is_older = (None, None, False)
+    if routing is not None:
+        ids, weights, is_older = routing.ids, routing.weights, routing.is_older
     launch = launch_for(f"{family}_up_direct", x.device, **sizes).options
-    inner = up_direct(x, ids, block.gate, block.up, block.limit, launch)
+    inner = up_direct(x, ids, block.gate, block.up, block.limit, launch, is_older)
     launch = launch_for(f"{family}_down_direct", x.device, **sizes).options
     return down_direct(inner, ids, weights, block.down, launch)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..dependent_launch import COMPILES
-from .moe_direct_kernel import COLUMNS, down_direct_kernel, up_direct_kernel
+from .moe_direct_kernel import down_direct_kernel, up_direct_kernel
+from .moe_direct_tiles import COLUMNS
 from .moe_math import GROUP, INT4, PLAIN
 from .moe_stored import Stored
 
@@ -38,18 +39,28 @@ def _fits(weight: Stored) -> bool:
 
 
 def up_direct(
-    x: Tensor, ids: Tensor | None, gate: Stored, up: Stored, limit: float, launch: Mapping[str, Any]
+    x: Tensor,
+    ids: Tensor | None,
+    gate: Stored,
+    up: Stored,
+    limit: float,
+    launch: Mapping[str, Any],
+    ids_are_older: bool = False,
 ) -> Tensor:
-    """[T A, F] bfloat16 of [T, D]; without ids, one expert has every row."""
+    """[T A, F] bfloat16 of [T, D]; without ids, one expert has every row.
+
+    Args:
+        ids_are_older: whether another kernel was started after the one that wrote ids, and waited for it.
+    """
     num_tokens, width = len(x), gate.codes.shape[1]
     slots, rows = (num_tokens, num_tokens) if ids is None else (ids.numel(), 1)
     inner = torch.empty((slots, width), dtype=x.dtype, device=x.device)
     words, gate_words, up_words = _words_of_x(x), _words(gate), _words(up)
-    groups, launch = _sized(x, 1, launch)
+    launch = _sized(x, rows, 1, launch)
     up_direct_kernel[(1 if ids is None else slots, width // launch["BLOCK_F"])](
         words, words if ids is None else ids, gate_words, up_words, gate.scale, up.scale, inner, words.stride(0),
-        *gate_words.stride()[:2], *gate.scale.stride()[:2], groups, width, slots // num_tokens, rows, limit,
-        ROUTED=ids is not None, KIND=gate.kind, CLAMP=limit > 0, **launch,
+        *gate_words.stride()[:2], *gate.scale.stride()[:2], width, slots // num_tokens, rows, limit,
+        ROUTED=ids is not None, IDS_OLDER=ids_are_older, KIND=gate.kind, CLAMP=limit > 0, **launch,
     )  # fmt: skip
     return inner
 
@@ -63,10 +74,10 @@ def down_direct(
     y = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
     words, codes = _words_of_x(x), _words(weight)
     programs, rows = (1, num_tokens) if ids is None else (num_tokens, 1)
-    groups, launch = _sized(x, per_token, launch)
+    launch = _sized(x, rows, per_token, launch)
     down_direct_kernel[(programs, num_outputs // launch["BLOCK_D"])](
         words, words if ids is None else ids, words if weights is None else weights, codes, weight.scale, y,
-        words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], groups, num_outputs, rows,
+        words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], num_outputs, rows,
         ROUTED=ids is not None, KIND=weight.kind, A=per_token, **launch,
     )  # fmt: skip
     return y
@@ -80,8 +91,11 @@ def _words(weight: Stored) -> Tensor:
     return weight.codes.view(torch.int32)
 
 
-def _sized(x: Tensor, per_token: int, launch: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Groups of a row, and a launch whose blocks divide them: a short row takes smaller ones, and fewer warps."""
+def _sized(x: Tensor, rows: int, per_token: int, launch: Mapping[str, Any]) -> dict[str, Any]:
+    """A launch for so many rows of a program, whose blocks divide the groups of a row: a short row takes smaller ones,
+    and fewer warps.
+    """
     groups = x.shape[1] // GROUP.value
     at_once = math.gcd(launch["BLOCK_G"], groups)
-    return groups, {**launch, "BLOCK_G": at_once, "num_warps": min(launch["num_warps"], per_token * at_once)}
+    sized = {"BLOCK_G": at_once, "STEPS": groups // at_once, "ROWS": 1 if rows == 1 else COLUMNS.value}
+    return {**launch, **sized, "num_warps": min(launch["num_warps"], per_token * at_once)}

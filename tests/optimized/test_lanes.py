@@ -53,11 +53,13 @@ def tokens_of(events: list) -> list[int]:
 def test_greedy_and_drawn_requests_share_the_model_and_the_one_that_was_preempted_lost_nothing(
     model: OptimizedModel, reference: ReferenceModel
 ) -> None:
-    greedy = Request(tuple(TEXT[:62]), 3, ignores_end=True)
-    drawn = Request(tuple(TEXT[20:82]), 4, Filters(temperature=0.7), seed=3, ignores_end=True)
+    more = 2 * model.steps_ahead  # tokens that are reserved with a prompt; only then another page is wanted
+    length, count = 62 - more, 3 + more
+    greedy = Request(tuple(TEXT[:length]), count, ignores_end=True)
+    drawn = Request(tuple(TEXT[20 : 20 + length]), count + 1, Filters(temperature=0.7), seed=3, ignores_end=True)
     first, second = run(Scheduler(Lanes(model, 2, mtp=1), 96), greedy, drawn)
-    assert tokens_of(first) == reference.generate(TEXT[:62], 3).tokens
-    alone = model.generate(TEXT[20:82], 4, mtp=1, temperature=0.7, seed=3)
+    assert tokens_of(first) == reference.generate(TEXT[:length], count).tokens
+    alone = model.generate(TEXT[20 : 20 + length], count + 1, mtp=1, temperature=0.7, seed=3)
     assert tokens_of(second) == alone.tokens
     usages = [events[-1].finish.usage for events in (first, second)]
     assert [usage.preemptions for usage in usages] == [0, 1]

@@ -25,12 +25,12 @@ from reference.quantization import FORMATS, Fp8Weight, Int4Weight
 D, F, E, A = 512, 256, 6, 2
 LAUNCHES: dict[str, dict[str, Any]] = {
     "experts": {"PATH": "direct"},
-    "experts_up_direct": {"BLOCK_F": 16, "BLOCK_G": 2, "num_warps": 2, "launch_pdl": True},
-    "experts_down_direct": {"BLOCK_D": 32, "BLOCK_G": 1, "num_warps": 2},
+    "experts_up_direct": {"BLOCK_F": 16, "BLOCK_G": 2, "num_warps": 2, "STAGES": 3, "launch_pdl": True},
+    "experts_down_direct": {"BLOCK_D": 32, "BLOCK_G": 1, "num_warps": 2, "STAGES": 2},
     "mlp": {"PATH": "direct"},
-    "mlp_up_direct": {"BLOCK_F": 32, "BLOCK_G": 4, "num_warps": 4},
-    "mlp_down_direct": {"BLOCK_D": 16, "BLOCK_G": 2, "num_warps": 1, "launch_pdl": True},
-    "linear_quantized": {"PATH": "direct", "BLOCK_D": 32, "BLOCK_G": 4, "num_warps": 2, "launch_pdl": True},
+    "mlp_up_direct": {"BLOCK_F": 32, "BLOCK_G": 4, "num_warps": 4, "STAGES": 4},
+    "mlp_down_direct": {"BLOCK_D": 16, "BLOCK_G": 2, "num_warps": 1, "STAGES": 5, "launch_pdl": True},
+    "linear_quantized": {"PATH": "direct", "BLOCK_D": 32, "BLOCK_G": 4, "num_warps": 2, "STAGES": 3},
 }
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FORMAT_OF = {"w8a16": "fp8", "w4a16": "int4"}
@@ -98,11 +98,11 @@ def test_nan_passes_the_clamp(profile: str) -> None:
 
 
 def test_a_short_row_takes_smaller_blocks_and_fewer_warps() -> None:
-    launch = {"BLOCK_D": 16, "BLOCK_G": 16, "num_warps": 8, "launch_pdl": True}
-    groups, changed = _sized(rows(1, 256), 1, launch)
-    assert (groups, changed) == (2, {**launch, "BLOCK_G": 2, "num_warps": 2})
-    assert _sized(rows(1, 4096), 8, launch) == (32, launch)
-    assert _sized(rows(1, 1280), 1, launch)[1]["BLOCK_G"] == 2
+    launch = {"BLOCK_D": 16, "BLOCK_G": 16, "num_warps": 8, "STAGES": 3, "launch_pdl": True}
+    changed = _sized(rows(1, 256), 1, 1, launch)
+    assert changed == {**launch, "BLOCK_G": 2, "STEPS": 1, "ROWS": 1, "num_warps": 2}
+    assert _sized(rows(3, 4096), 3, 8, launch) == {**launch, "STEPS": 2, "ROWS": 8}
+    assert _sized(rows(1, 1280), 1, 1, launch)["BLOCK_G"] == 2
 
 
 @needs_cuda
