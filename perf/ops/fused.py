@@ -142,9 +142,9 @@ def _norm_rope_cache(T: int, layer: LayerConfig) -> Case:
         frequencies = maker.to_device(layer.rope_theta**-exponents)
         positions = maker.to_device(torch.arange(100_003, 100_003 + T))
         slots = maker.to_device(torch.arange(2 * PAGE_SIZE - 1, 2 * PAGE_SIZE - 1 + T))
-        caches = maker.normal(8, PAGE_SIZE, K, H), maker.normal(8, PAGE_SIZE, K, H)
 
         def draw() -> Args:
+            caches = maker.normal(8, PAGE_SIZE, K, H), maker.normal(8, PAGE_SIZE, K, H)  # a set's own: they are written
             q, k, v = maker.normal(T, N, H), maker.normal(T, K, H), maker.normal(T, K, H)
             weights = maker.normal(H, scale=0.1), maker.normal(H, scale=0.1)
             return q, k, v, *weights, layer.rms_norm_eps, positions, frequencies, *caches, slots

@@ -11,8 +11,9 @@ import torch
 
 from hardware.telemetry import Sample, Telemetry
 from perf import measure as measuring
-from perf.agreement import whole
+from perf.agreement import compare, whole
 from perf.case import Agreement, Case
+from perf.catalogue import all_cases
 from perf.cost import Cost
 from perf.measure import DeviceTimer, HostTimer, measure, throttling
 from perf.sampling import StopRule, sample
@@ -294,3 +295,20 @@ def test_numbers_are_an_output_and_a_fused_kernel_may_write_to_its_workspace():
     assert Workload(fused, kernel, linear, "cpu").run_checked() is None
     assert Workload(row, kernel, linear, "cpu").run_checked() is not None
     assert Workload(row, lambda *_: (3, 0.5), linear, "cpu").run_checked() is None
+
+
+def test_what_a_fused_kernel_wrote_for_one_set_of_inputs_stays_when_the_next_set_is_run():
+    case = next(case for case in all_cases() if case.op == "qk_norm_rope_cache")
+
+    def writes(q, k, v, q_weight, k_weight, eps, positions, frequencies, k_cache, v_cache, slots):
+        k_cache.flatten(0, 1)[slots], v_cache.flatten(0, 1)[slots] = k, v
+        return q
+
+    def compare_keys(reference, args, got):
+        k, k_cache, slots = args[1], args[8], args[10]
+        return compare(k_cache.flatten(0, 1)[slots], k, "k's slots")
+
+    work = Workload(replace(case, check=compare_keys), writes, linear, "cpu", num_sets=2)
+    got = work.call(0)
+    work.call(1)
+    assert work.check(0, got) is None
