@@ -1,7 +1,7 @@
 """``linear`` on a quantised weight: FP8 in 128x128 blocks or int4 in groups, activations as they are or rounded to FP8.
 
 The kernels are those of the experts, with one expert that has every row: ``moe_direct`` or ``moe_stream`` for few rows,
-``moe_grouped`` for more.
+``moe_grouped`` for more. For thousands the weight is widened to bfloat16 first (``widen``).
 """
 
 import torch
@@ -11,10 +11,12 @@ from reference.quantization import Fp8Weight, Int4Weight, QuantizedWeight
 
 from ..launch import launch_for
 from ..ops.layout import require, rows_of
+from ..ops.linear import linear
 from ..ops.quantize_activation import quantize_activation
 from .moe import Inputs, Slots, product, streamed
 from .moe_direct import down_direct, fits
 from .moe_stored import format_of, stored
+from .widen import widen
 
 REPLACES = ("quantize_activation", "linear")
 
@@ -48,11 +50,14 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
     if y.numel() > 0:
         sizes: dict[str, int | str] = {"T": len(rows), "O": num_outputs, "I": num_inputs}
         sizes["format"] = format_of(rows, held, rounds)
+        sizes["is_bf16"] = int(not rounds and rows.dtype == torch.bfloat16)
         sizes["direct"] = int(not rounds and fits(rows, None, held))
         launch = dict(launch_for(op, x.device, **sizes).options)
         path = launch.pop("PATH", "grouped")
         if path == "direct":
             return down_direct(rows, None, None, held, launch).view(y.shape)
+        if path == "widened":
+            return linear(rows, widen(held, 0, num_inputs)).view(y.shape)
         inputs = Inputs(*quantize_activation(rows), rounds=True) if rounds else Inputs(rows)
         if path == "stream":
             return streamed(inputs, held, x.dtype, None, launch).view(y.shape)

@@ -5,6 +5,7 @@
     path "stream"   moe_stream: the same for any shape, and for activations in FP8; two launches, one more for FP8
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
+    path "widened"  one expert that has every row: products of bfloat16 with its widened weights
 
 Each is deterministic: a token's bits depend on the path and its blocks, not on its neighbours.
 """
@@ -18,7 +19,9 @@ import triton
 from torch import Tensor
 
 from ..launch import launch_for
+from ..ops.linear import linear
 from ..ops.quantize_activation import quantize_activation
+from ..ops.swiglu import swiglu
 from ..workspace import counters
 from . import moe_grouped as grouped
 from .moe_blocks import Blocks, blocks_of
@@ -27,6 +30,7 @@ from .moe_direct import down_direct, fits, up_direct
 from .moe_math import GROUP, PLAIN
 from .moe_stored import Stored, format_of, is_whole, num_groups
 from .moe_stream import _down_stream_kernel, _up_stream_kernel
+from .widen import widen
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,14 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
     sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
+    is_wide = x.dtype == torch.bfloat16 and not block.rounds and routing is None
+    sizes["is_quantized"] = int(is_wide and block.gate.kind != PLAIN.value)
     sizes["direct"] = int(
         not block.rounds and fits(x, slots_per_token if routing else None, block.gate, block.up, block.down)
     )
     path = launch_for(family, x.device, **sizes).options
+    if path["PATH"] == "widened":
+        return _widened(x, block)
     if path["PATH"] == "direct":
         return _direct(family, x, block, routing, sizes)
     if path["PATH"] == "stream":
@@ -152,6 +160,12 @@ def _decode(
         ROUTED=routing is not None, WHOLE=is_whole(width), **launch,
     )  # fmt: skip
     return y
+
+
+def _widened(x: Tensor, block: Gated) -> Tensor:
+    hidden_size, width = x.shape[1], block.width
+    gate, up = (linear(x, widen(weight, 0, hidden_size)) for weight in (block.gate, block.up))
+    return linear(swiglu(gate, up, block.limit), widen(block.down, 0, width))
 
 
 def _direct(family: str, x: Tensor, block: Gated, routing: Routing | None, sizes: Mapping[str, int | str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Triton kernels for ``reference.ops.linear``: few rows stream the weight, many rows tile it.
+"""Triton kernels for ``reference.ops.linear``: few rows stream the weight, many rows tile it, or take ``linear_tiles``.
 
 Few rows are bound by reading the weight once: programs split outputs, and inputs where outputs are too few to fill the
 device. Parts of a split are added in a fixed order by the program that finishes last, so that bits do not depend on
@@ -15,6 +15,7 @@ from ..dependent_launch import begin_kernel
 from ..launch import launch_for
 from ..workspace import counters
 from .layout import require, require_float, rows_of
+from .linear_tiles import fits, linear_tiles
 
 
 @triton.jit
@@ -86,12 +87,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty((*x.shape[:-1], num_outputs), dtype=x.dtype, device=x.device)
     if y.numel() > 0:
         kind = str(weight.dtype).removeprefix("torch.")
-        options = dict(launch_for("linear", x.device, T=num_rows, O=num_outputs, I=num_inputs, dtype=kind).options)
+        sizes: dict[str, int | str] = {"T": num_rows, "O": num_outputs, "I": num_inputs, "dtype": kind}
+        sizes["tiles"] = int(fits(rows, weight))
+        options = dict(launch_for("linear", x.device, **sizes).options)
+        if "PROGRAMS" in options:
+            linear_tiles(rows, weight, y.view(num_rows, num_outputs), options)
+            return y
         tiles = triton.cdiv(num_rows, options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"])
         split = options.pop("SPLIT")
         parts = y if split == 1 else torch.empty((split, num_rows, num_outputs), dtype=torch.float32, device=x.device)
-        sizes = (num_rows, num_inputs, num_outputs, rows.stride(0), weight.stride(0), num_rows * num_outputs)
+        numbers = (num_rows, num_inputs, num_outputs, rows.stride(0), weight.stride(0), num_rows * num_outputs)
         _linear_kernel[(tiles, split)](
-            rows, weight, y, parts, counters(x.device, tiles), *sizes, IS_SPLIT=split > 1, **options
+            rows, weight, y, parts, counters(x.device, tiles), *numbers, IS_SPLIT=split > 1, **options
         )
     return y

@@ -5,22 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import DEVICE
+from judged import FORMAT_OF, check, gated, moved, quantized, rows
 from torch import Tensor
 
-from conformance.counters import Counters
-from conformance.oracle import exact, legal
-from conformance.profiles import PROFILES
-from conformance.tolerance import Envelope
 from optimized.fused.linear_quantized import linear_quantized
-from optimized.fused.moe import Gated, gated_block
 from optimized.fused.moe_direct import _sized, fits
 from optimized.fused.moe_math import FP8, INT4
-from optimized.fused.moe_stored import Stored, stored
+from optimized.fused.moe_stored import Stored
 from optimized.launch import trying
 from optimized.ops.experts import experts
-from optimized.runner import with_expert_axis
-from reference.quantization import FORMATS, Fp8Weight, Int4Weight
 
 D, F, E, A = 512, 256, 6, 2
 LAUNCHES: dict[str, dict[str, Any]] = {
@@ -33,41 +26,6 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "linear_quantized": {"PATH": "direct", "BLOCK_D": 32, "BLOCK_G": 4, "num_warps": 2, "STAGES": 3},
 }
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FORMAT_OF = {"w8a16": "fp8", "w4a16": "int4"}
-
-
-def quantized(profile: str, *shape: int, seed: int = 0) -> Any:
-    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5
-    return FORMATS[FORMAT_OF[profile]].quantize(weight)
-
-
-def rows(count: int, width: int) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(7)).to(torch.bfloat16)
-
-
-def moved(value: Any) -> Any:
-    if isinstance(value, Fp8Weight):
-        return Fp8Weight(value.data.to(DEVICE), value.scale_inv.to(DEVICE), value.block)
-    if isinstance(value, Int4Weight):
-        return Int4Weight(value.data.to(DEVICE), value.scale.to(DEVICE), value.group)
-    return value.to(DEVICE) if isinstance(value, Tensor) else value
-
-
-def gated(x: Tensor, gate: Any, up: Any, down: Any, limit: float) -> Tensor:
-    """``mlp`` on quantised weights, as the model runs it."""
-    held = (stored("mlp", "weight", with_expert_axis(weight), (1, *weight.shape), x) for weight in (gate, up, down))
-    return gated_block("mlp", x, Gated(*held, limit), None)
-
-
-def check(op: str, profile: str, run: Any, args: tuple[Any, ...], judged: tuple[Any, ...] | None = None) -> None:
-    """``judged``: the same arguments as the reference's row takes them."""
-    with ExitStack() as stack:
-        for kernel, options in LAUNCHES.items():
-            stack.enter_context(trying(kernel, options))
-        got = run(*map(moved, args)).cpu()
-    judged = judged or args
-    bounds = Envelope(legal(op, PROFILES[profile], *judged), exact(op, *judged))
-    bounds.check(got, Counters(), f"{op}, {profile}")
 
 
 @needs_cuda
@@ -79,7 +37,7 @@ def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens:
     ids = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(t))[:A] for t in range(num_tokens)])
     weights = torch.rand(num_tokens, A, generator=torch.Generator().manual_seed(5)) + 0.1
     stacked = [quantized(profile, E, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
-    check("experts", profile, experts, (rows(num_tokens, D), ids, weights, *stacked, limit))
+    check("experts", profile, LAUNCHES, experts, (rows(num_tokens, D), ids, weights, *stacked, limit))
 
 
 @needs_cuda
@@ -113,10 +71,10 @@ def test_products_without_routing_are_within_the_envelope(profile: str, num_toke
     weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
     wide = [weight.dequantize() for weight in weights]
     x = rows(num_tokens, D)
-    check("mlp", profile, gated, (x, *weights, 0.5), (x, *wide, 0.5))
-    check("linear", profile, linear_quantized, (x, weights[0]), (x, wide[0]))
+    check("mlp", profile, LAUNCHES, gated, (x, *weights, 0.5), (x, *wide, 0.5))
+    check("linear", profile, LAUNCHES, linear_quantized, (x, weights[0]), (x, wide[0]))
     odd = quantized(profile, 160, D)  # outputs that end within a block of the scale
-    check("linear", profile, linear_quantized, (x, odd), (x, odd.dequantize()))
+    check("linear", profile, LAUNCHES, linear_quantized, (x, odd), (x, odd.dequantize()))
 
 
 @pytest.mark.parametrize(
