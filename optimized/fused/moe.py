@@ -6,6 +6,7 @@
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
     path "widened"  one expert that has every row: products of bfloat16 with its widened weights
+    path "wgmma"    moe_wgmma on rows that moe_places sorts: for many rows on Hopper, bf16 or FP8 on FP8; eight launches
 
 Each is deterministic: a token's bits depend on the path and its blocks, not on its neighbours.
 """
@@ -28,8 +29,11 @@ from .moe_blocks import Blocks, blocks_of
 from .moe_decode import _down_decode_kernel, _up_decode_kernel
 from .moe_direct import down_direct, fits, up_direct
 from .moe_math import GROUP, PLAIN
+from .moe_places import gathered, places_of, spread
 from .moe_stored import Stored, format_of, is_whole, num_groups
 from .moe_stream import _down_stream_kernel, _up_stream_kernel
+from .moe_wgmma import HEIGHT, wgmma
+from .moe_wgmma import fits as fits_wgmma
 from .widen import widen
 
 
@@ -125,9 +129,15 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes["direct"] = int(
         not block.rounds and fits(x, slots_per_token if routing else None, block.gate, block.up, block.down)
     )
+    takes_wgmma = routing is not None and fits_wgmma(x, block.gate, block.up, block.down, rounds=block.rounds)
+    sizes["wgmma"] = int(takes_wgmma)
     path = launch_for(family, x.device, **sizes).options
     if path["PATH"] == "widened":
         return _widened(x, block)
+    if path["PATH"] == "wgmma":
+        if routing is None or not takes_wgmma:
+            raise LookupError(f"{family}: path 'wgmma' does not take these weights; want 'sorted' in launch_configs")
+        return _wgmma(family, x, block, routing, sizes)
     if path["PATH"] == "direct":
         return _direct(family, x, block, routing, sizes)
     if path["PATH"] == "stream":
@@ -135,6 +145,17 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     if path["PATH"] == "decode":
         return _decode(family, x, block, routing, slots_per_token, sizes)
     return _grouped(family, x, block, routing, slots_per_token, sizes, path)
+
+
+def _wgmma(family: str, x: Tensor, block: Gated, routing: Routing, sizes: Mapping[str, int | str]) -> Tensor:
+    num_tokens, hidden_size = x.shape
+    places = places_of(routing.ids, routing.num_experts, HEIGHT)
+    rows, scale, factors = spread(x, routing.weights, places, rounds=block.rounds)
+    launch = launch_for(f"{family}_up_wgmma", x.device, **sizes).options
+    inner, scale = wgmma(rows, scale, (block.gate, block.up), factors, places, block.limit, launch)
+    launch = launch_for(f"{family}_down_wgmma", x.device, **sizes).options
+    parts, _ = wgmma(inner, scale, (block.down,), factors, places, 0.0, launch)
+    return gathered(parts, places, (num_tokens, hidden_size))
 
 
 def _decode(
