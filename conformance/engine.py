@@ -194,6 +194,22 @@ def find_engine(name: str) -> Engine:
     return cast(Engine, found)
 
 
+def with_draft_heads(engine: Engine, format: str | None) -> Engine:
+    """The engine with the MTP depths' heads in "fp8" or "int4"; as it is where None is asked for.
+
+    Raises:
+        EngineError: it has no ``with_draft_heads``.
+    """
+    if format is None:
+        return engine
+    change = getattr(engine, "with_draft_heads", None)
+    if change is None:
+        raise EngineError(
+            f"draft_heads: {engine.name} has no with_draft_heads; want an engine with one, or the heads as they are"
+        )
+    return cast(Engine, change(format))
+
+
 def move(engine: Engine, device: str) -> None:
     """Make an engine compute on another device.
 

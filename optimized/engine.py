@@ -1,10 +1,11 @@
 """The Triton kernels and the model that is built on them, as an engine under test: judged exactly as a vendor's."""
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -30,6 +31,7 @@ class OptimizedEngine:
 
     Attributes:
         device: the first CUDA device where there is one; on ``cpu``, Triton's interpreter runs the same kernels.
+        draft_heads: what its models' MTP depths hold their output heads in; None: as the other weights.
     """
 
     def __init__(self, name: str, profile: str) -> None:
@@ -38,6 +40,16 @@ class OptimizedEngine:
         self.name = name
         self.profile = profile
         self.device: torch.device | str = "cuda" if torch.cuda.is_available() else "cpu"
+        self.draft_heads: str | None = None
+
+    def with_draft_heads(self, format: str) -> Self:
+        """This engine with draft heads in "fp8" or "int4": other drafts may come, and be accepted more rarely.
+
+        What verifies them stays as it is, and so does every greedy text.
+        """
+        changed = copy.copy(self)
+        changed.draft_heads = format
+        return changed
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Every row, imported once it is known how its kernels run.
@@ -75,7 +87,7 @@ class OptimizedEngine:
         from .loading import Wanted, load
 
         wanted = Wanted(NUM_CONTEXTS, CACHE_CONTEXTS)
-        return load(Checkpoint(checkpoint), self.profile, self.device, wanted)
+        return load(Checkpoint(checkpoint), self.profile, self.device, wanted, self.draft_heads)
 
     def synthetic_model(
         self, config: "ModelConfig", format: str, seed: int = 0, correlation: float = 0.0
@@ -90,7 +102,7 @@ class OptimizedEngine:
         from .synthetic import SyntheticModel, synthetic_weights
 
         device = with_index(torch.device(self.device))
-        return SyntheticModel(*synthetic_weights(config, format, device, seed, correlation))
+        return SyntheticModel(*synthetic_weights(config, format, device, seed, correlation, self.draft_heads))
 
     def served_model(self, checkpoint: Path, num_contexts: int, longest: int) -> "OptimizedModel":
         """A checkpoint with caches for so many contexts of so many tokens, to be served; ``s35 perf serve`` does.
@@ -105,7 +117,7 @@ class OptimizedEngine:
         from .loading import Wanted, load
 
         wanted = Wanted(num_contexts, num_contexts, longest)
-        return load(Checkpoint(checkpoint), self.profile, self.device, wanted)
+        return load(Checkpoint(checkpoint), self.profile, self.device, wanted, self.draft_heads)
 
     def served_synthetic(self, config: "ModelConfig", format: str, num_contexts: int, longest: int) -> "OptimizedModel":
         """The same of a geometry with random weights.

@@ -1,6 +1,6 @@
 """From a checkpoint to a model that runs: weights, then caches of what memory is left."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,15 +32,23 @@ class Wanted:
 
 
 def load(
-    checkpoint: Checkpoint, profile: str, device: torch.device | str, wanted: Wanted | None = None
+    checkpoint: Checkpoint,
+    profile: str,
+    device: torch.device | str,
+    wanted: Wanted | None = None,
+    draft_heads: str | None = None,
 ) -> OptimizedModel:
     """Load weights, then plan and allocate the caches.
 
+    Args:
+        draft_heads: as of ``Format``.
+
     Raises:
         CheckpointError: a tensor that no layer takes.
-        ValueError: the caches do not fit; the message says what would.
+        ValueError: an unknown format of draft heads, or the caches do not fit; the message says what would.
     """
-    weights = load_weights(checkpoint, PROFILES[profile], with_index(torch.device(device)))
+    format = replace(PROFILES[profile], draft_heads=draft_heads)
+    weights = load_weights(checkpoint, format, with_index(torch.device(device)))
     return model_of(weights, wanted or Wanted())
 
 

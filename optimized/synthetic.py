@@ -52,6 +52,7 @@ class Description:
 
     Attributes:
         expert_sets: storages of experts; fewer than layers with experts where those do not fit.
+        draft_heads: what the MTP depths' heads are held in.
         reuse_distance_bytes: read between two uses of one expert's storage, at least; None where nothing is shared.
     """
 
@@ -62,6 +63,7 @@ class Description:
     expert_sets: int
     moe_layers: int
     reuse_distance_bytes: int | None
+    draft_heads: str
 
 
 class _Maker:
@@ -82,6 +84,9 @@ class _Maker:
 
     def matrix(self, *shape: int) -> Matrix:
         return self._matrix(self.format.rest, shape)
+
+    def draft_head(self, *shape: int) -> Matrix:
+        return self._matrix(self.format.of_draft_heads, shape)
 
     def experts(self, *shape: int) -> Matrix:
         return self._matrix(self.format.experts, shape)
@@ -105,20 +110,27 @@ class _Maker:
 
 
 def synthetic_weights(
-    config: ModelConfig, format: str, device: torch.device, seed: int = 0, correlation: float = 0.0
+    config: ModelConfig,
+    format: str,
+    device: torch.device,
+    seed: int = 0,
+    correlation: float = 0.0,
+    draft_heads: str | None = None,
 ) -> tuple[ModelWeights, Description]:
     """Make a model's weights.
 
     Args:
         format: of FORMATS.
         correlation: of two tokens' embeddings, 0 to 1.
+        draft_heads: as of ``Format``.
 
     Raises:
         ValueError: an unknown format, or memory for fewer than two layers' experts.
     """
     if format not in FORMATS:
         raise ValueError(f"format: is {format!r}; want one of {', '.join(FORMATS)}")
-    make = _Maker(FORMATS[format], device, seed)
+    chosen = replace(FORMATS[format], draft_heads=draft_heads)
+    make = _Maker(chosen, device, seed)
     hidden, vocab = config.hidden_size, config.vocab_size
     embedding = make.normal(vocab, hidden, scale=(1 - correlation) ** 0.5)
     if correlation:
@@ -127,7 +139,7 @@ def synthetic_weights(
     layers = [_layer(make, config, layer) for layer in config.layers]
     mtp_layers = tuple(_layer(make, config, layer) for layer in config.mtp_layers)
     with_experts = [number for number, layer in enumerate(config.layers) if layer.is_moe]
-    sets = _expert_sets(config, FORMATS[format], device, len(with_experts))
+    sets = _expert_sets(config, chosen, device, len(with_experts))
     stacks: list[Gates] = []
     for count, number in enumerate(with_experts):
         layer = config.layers[number]
@@ -136,13 +148,14 @@ def synthetic_weights(
             down = (layer.num_experts, layer.hidden_size, layer.intermediate_size)
             stacks.append(Gates(make.experts(*shape), make.experts(*shape), make.experts(*down)))
         layers[number] = replace(layers[number], experts=stacks[count % sets])
-    weights = ModelWeights(config, FORMATS[format], embedding, norm, head, tuple(layers), mtp_layers)
+    weights = ModelWeights(config, chosen, embedding, norm, head, tuple(layers), mtp_layers)
     distance = None
     if sets < len(with_experts):
         layer = config.layers[with_experts[0]]
         share = layer.num_experts_per_tok / layer.num_experts
-        distance = int((sets - 1) * share * expert_bytes(layer, FORMATS[format]))
-    described = Description(format, ARITHMETIC, seed, correlation, sets, len(with_experts), distance)
+        distance = int((sets - 1) * share * expert_bytes(layer, chosen))
+    heads = chosen.of_draft_heads or "bf16"
+    described = Description(format, ARITHMETIC, seed, correlation, sets, len(with_experts), distance, heads)
     return weights, described
 
 
@@ -192,7 +205,7 @@ def _layer(make: _Maker, config: ModelConfig, layer: LayerConfig) -> LayerWeight
             make.norm(hidden),
             make.matrix(hidden, 2 * hidden),
             make.norm(hidden),
-            make.matrix(config.vocab_size, hidden),
+            make.draft_head(config.vocab_size, hidden),
         )
         if is_mtp
         else None,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.checkpoint import Checkpoint, CheckpointError
+from reference.checkpoint import DRAFT_HEAD_NAME, Checkpoint, CheckpointError
 from reference.config import LayerConfig, ModelConfig
 from reference.quantization import FORMATS, QuantizedWeight, quantize_stack
 from s35_progress import tracked
@@ -26,13 +26,24 @@ class Format:
         dtype: of activations, caches, and weights that are not quantised.
         experts: what routed experts are rounded to while loading, "fp8" or "int4"; None leaves them as stored.
         rest: the same of every other matrix but the embedding and the routers: "fp8", or None.
+        draft_heads: the same of the MTP depths' own output heads, "fp8" or "int4"; None: as ``rest``.
         rounds: whether the experts' activations are rounded to e4m3, too.
     """
 
     dtype: torch.dtype
     experts: str | None = None
     rest: str | None = None
+    draft_heads: str | None = None
     rounds: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draft_heads not in (None, *FORMATS):
+            raise ValueError(f"draft_heads: is {self.draft_heads!r}; want one of {', '.join(FORMATS)}")
+
+    @property
+    def of_draft_heads(self) -> str | None:
+        """What the MTP depths' own output heads are rounded to."""
+        return self.draft_heads or self.rest
 
 
 PROFILES = {
@@ -130,6 +141,7 @@ def load_weights(checkpoint: Checkpoint, format: Format, device: torch.device | 
 
     Raises:
         CheckpointError: a tensor that no layer takes.
+        ValueError: sizes that the format of the draft heads cannot pack.
     """
     config = checkpoint.config
     place = _Placement(format, torch.device(device))
@@ -177,6 +189,11 @@ class _Placement:
         weight = torch.cat([self.plain(part) for part in parts]) if len(parts) > 1 else self.plain(parts[0])
         return weight if self.format.rest is None else FORMATS[self.format.rest].quantize(weight)
 
+    def draft_head(self, weight: Tensor) -> Matrix:
+        """The output head of an MTP depth, rounded some rows at a time."""
+        kind = self.format.of_draft_heads
+        return self.plain(weight) if kind is None else quantize_stack(kind, weight, self.device)
+
     def experts(self, weight: Matrix) -> Matrix:
         """A stack of experts, rounded a few at a time."""
         if not isinstance(weight, Tensor):
@@ -215,7 +232,7 @@ def _layer(place: _Placement, layer: LayerConfig, tensors: Mapping[str, Any], is
             hidden_norm=plain("hnorm"),
             joined=matrix("eh_proj"),
             norm=plain("transformer.shared_head.norm"),
-            head=matrix("transformer.shared_head.output"),
+            head=place.draft_head(named.take(DRAFT_HEAD_NAME)),
         )
         if is_mtp
         else None,

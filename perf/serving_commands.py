@@ -13,6 +13,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead: random weights of a geometry, on a GPU")
     parser.add_argument("--format", choices=["int4", "fp8", "bf16"], default="int4", help="of these (default: int4)")
     parser.add_argument(
+        "--draft-heads", choices=["fp8", "int4"], help="of the MTP layers (default: as --format has it, or as stored)"
+    )
+    parser.add_argument(
         "--engine", default="optimized", help="registered name or module:attribute (default: optimized)"
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
@@ -36,7 +39,7 @@ def run(args: Namespace) -> int:
     import json
     from datetime import UTC, datetime
 
-    from conformance.engine import find_engine, move
+    from conformance.engine import find_engine, move, with_draft_heads
     from hardware.identify import identify
     from reference.config import ModelConfig
     from reports.verdict import ExitCode
@@ -45,7 +48,7 @@ def run(args: Namespace) -> int:
     from .serving import Load, Served, measure, table, warm_up
     from .whole import MINIATURE
 
-    engine = find_engine(args.engine)
+    engine = with_draft_heads(find_engine(args.engine), args.draft_heads)
     move(engine, args.device)
     offered = getattr(engine, "served_synthetic" if args.config else "served_model", None)
     if offered is None:

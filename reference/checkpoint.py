@@ -8,7 +8,7 @@ Source: published tensor lists of stepfun-ai/Step-3.5-Flash (804 tensors) and -F
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from s35_progress import tracked
 
 from .config import Fp8Config, Int4Config, LayerConfig, ModelConfig
-from .quantization import Fp8Weight, Int4Weight, QuantizedWeight
+from .quantization import FORMATS, Fp8Weight, Int4Weight, QuantizedWeight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -43,6 +43,7 @@ INT4_CONFIG = {
 }
 CODES_PER_WORD = 8
 EXPERT_NAMES = tuple(f"moe.{name}_proj.weight" for name in ("gate", "up", "down"))
+DRAFT_HEAD_NAME = "transformer.shared_head.output.weight"  # of each MTP layer
 
 
 class CheckpointError(ValueError):
@@ -109,7 +110,7 @@ def layer_tensors(config: ModelConfig, layer: LayerConfig) -> dict[str, TensorSp
             "hnorm.weight": (hidden,),
             "eh_proj.weight": (hidden, 2 * hidden),
             "transformer.shared_head.norm.weight": (hidden,),
-            "transformer.shared_head.output.weight": (config.vocab_size, hidden),
+            DRAFT_HEAD_NAME: (config.vocab_size, hidden),
         }
     specs = {name: TensorSpec(shape) for name, shape in shapes.items()}
     if layer.is_moe:
@@ -298,9 +299,21 @@ class LoadedWeights:
 
     def with_experts(self, change: Callable[[Tensor | QuantizedWeight], Any]) -> "LoadedWeights":
         """These weights with every stacked weight of routed experts changed."""
+        return self._with(EXPERT_NAMES, change)
 
+    def with_draft_heads(self, format: str) -> "LoadedWeights":
+        """These weights with the MTP depths' own output heads rounded to "fp8" or "int4".
+
+        Raises:
+            ValueError: an unknown format, or sizes that it cannot pack.
+        """
+        if format not in FORMATS:
+            raise ValueError(f"draft_heads: is {format!r}; want one of {', '.join(FORMATS)}")
+        return self._with((DRAFT_HEAD_NAME,), FORMATS[format].quantize)
+
+    def _with(self, names: Sequence[str], change: Callable[[Any], Any]) -> "LoadedWeights":
         def changed(name: str, tensor: Any) -> Any:
-            return change(tensor) if name in EXPERT_NAMES else tensor
+            return change(tensor) if name in names else tensor
 
         return LoadedWeights(
             self._top, [{name: changed(name, tensor) for name, tensor in layer.items()} for layer in self._layers]

@@ -1,9 +1,10 @@
 """The reference as an engine under test: registered and judged exactly as a vendor's."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +49,9 @@ class ReferenceEngine:
     Args:
         profile: where rounding happens; one of PROFILES.
         ops: anything but the default is a variant under study.
+
+    Attributes:
+        draft_heads: what its models' MTP depths hold their output heads in; None: as stored.
     """
 
     def __init__(
@@ -63,6 +67,13 @@ class ReferenceEngine:
         self.profile = profile
         self.device = torch.device(device)
         self.operators = ops or Operators()
+        self.draft_heads: str | None = None
+
+    def with_draft_heads(self, format: str) -> Self:
+        """This engine with draft heads rounded to "fp8" or "int4"."""
+        changed = copy.copy(self)
+        changed.draft_heads = format
+        return changed
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Every row of ``reference/ops``."""
@@ -73,18 +84,30 @@ class ReferenceEngine:
 
         Raises:
             ConfigError, CheckpointError: it is not one.
+            ValueError: an unknown format of draft heads.
         """
-        return ReferenceModel(build_model(Checkpoint(checkpoint), self.profile, self.device, self.operators))
+        opened = Checkpoint(checkpoint)
+        return ReferenceModel(build_model(opened, self.profile, self.device, self.operators, self.draft_heads))
 
 
 def build_model(
-    checkpoint: Checkpoint, profile: str, device: torch.device | str = "cpu", ops: Operators | None = None
+    checkpoint: Checkpoint,
+    profile: str,
+    device: torch.device | str = "cpu",
+    ops: Operators | None = None,
+    draft_heads: str | None = None,
 ) -> Model:
-    """Load a checkpoint into memory, for the arithmetic of a profile."""
+    """Load a checkpoint into memory, for the arithmetic of a profile.
+
+    Args:
+        draft_heads: what the MTP depths' own heads are rounded to, "fp8" or "int4"; None: nothing.
+    """
     arithmetic, ops = PROFILES[profile], ops or Operators()
     weights = checkpoint.load(device, None if arithmetic.dtype == torch.bfloat16 else arithmetic.dtype)
     if (quantize := arithmetic.quantize) is not None:
         weights = weights.with_experts(lambda weight: quantize(weight) if isinstance(weight, Tensor) else weight)
+    if draft_heads is not None:
+        weights = weights.with_draft_heads(draft_heads)
     if arithmetic.rounds_activations:
         ops = replace(ops, experts=ops.experts_fp8)
     return Model(checkpoint.config, weights, arithmetic.dtype, device, ops)

@@ -13,7 +13,7 @@ from .cache import LayerCache
 from .config import LayerConfig
 from .operators import Operators
 
-LayerWeights = Mapping[str, Any]  # Tensor, or a quantised weight for routed experts
+LayerWeights = Mapping[str, Any]  # Tensor, or a quantised weight for routed experts and draft heads
 Observer = Callable[[int, str, Tensor], None]  # layer index, what it is, the value
 
 

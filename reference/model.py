@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .checkpoint import DRAFT_HEAD_NAME
 from .config import LayerConfig, ModelConfig
 from .layers import LayerWeights, Observer, decoder_layer, observe_nothing
 from .operators import Operators
 from .ops.rope import inverse_frequencies
+from .quantization import dense
 
 
 class Weights(Protocol):
@@ -137,7 +139,8 @@ class Model:
         weights = self.weights.layer(self.config.mtp_layers[depth].index)
         norm_weight = weights["transformer.shared_head.norm.weight"]
         normed = self.ops.rms_norm(hidden, norm_weight, self.config.rms_norm_eps)
-        return self.ops.linear(normed, weights["transformer.shared_head.output.weight"])
+        wide = torch.promote_types(normed.dtype, torch.float32)
+        return self.ops.linear(normed, dense(weights[DRAFT_HEAD_NAME], wide))
 
     def _positions(self, token_ids: Tensor, cache: KVCache | None) -> Tensor:
         start = 0 if cache is None else cache.length

@@ -44,7 +44,7 @@ from torch.nn.functional import pad
 FP8_MAX = 448.0  # largest finite e4m3fn; torch 2.11 casts above 464 to NaN, later ones saturate: clamp first
 INT4_ZERO = 8  # the code that stands for 0
 INT4_SCALE_MAX = 65504.0  # largest finite float16
-QUANTIZED_AT_ONCE = 1 << 26  # weights of a stack; bounds the float32 copies that rounding makes
+QUANTIZED_AT_ONCE = 1 << 26  # weights; bounds the float32 copies that rounding makes
 GPTQ_ZEROS = 0x77777777  # eight zero points of 8, each stored minus one
 
 
@@ -336,8 +336,13 @@ FORMATS = {
 
 
 def quantize_stack(format: str, weight: Tensor, device: torch.device | str) -> QuantizedWeight:
-    """Quantise a stack of experts [E, O, I] on a device, a few at a time: wide copies of all would not fit."""
-    size = max(1, QUANTIZED_AT_ONCE // max(1, weight[0].numel()))
+    """Quantise experts [E, O, I] or one matrix [O, I] on a device, a part at a time: wide copies would not fit.
+
+    Raises:
+        ValueError: as the format's own rounding.
+    """
+    rows = FORMATS[format].block[0] if weight.ndim == 2 else 1  # a part ends where a block does
+    size = max(1, QUANTIZED_AT_ONCE // max(1, rows * weight[0].numel())) * rows
     parts = [FORMATS[format].quantize(part.to(device)) for part in weight.split(size)]
     codes, first = torch.cat([part.data for part in parts]), parts[0]
     if isinstance(first, Fp8Weight):

@@ -1,9 +1,11 @@
 """Finding engines and moving them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from conformance.engine import EngineError, find_engine, move
+from conformance.engine import EngineError, find_engine, move, with_draft_heads
 
 
 def test_engines_are_found_by_registered_name_and_by_attribute() -> None:
@@ -37,3 +39,14 @@ def test_an_engine_is_moved_by_assigning_its_device() -> None:
     assert torch.device(engine.device) == torch.device("meta")
     with pytest.raises(EngineError, match="device: 'gpu7' is unknown"):
         move(engine, "gpu7")
+
+
+def test_draft_heads_are_of_a_new_engine_and_refused_for_one_that_has_no_such_thing() -> None:
+    engine = find_engine("reference")
+    rounded = with_draft_heads(engine, "int4")
+    assert (getattr(rounded, "draft_heads", None), getattr(engine, "draft_heads", "")) == ("int4", None)
+    assert with_draft_heads(engine, None) is engine
+    bare = SimpleNamespace(name="bare")
+    assert with_draft_heads(bare, None) is bare  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="draft_heads: bare has no with_draft_heads; want an engine with one"):
+        with_draft_heads(bare, "fp8")  # type: ignore[arg-type]

@@ -64,6 +64,15 @@ def test_generate_prints_text_tokens_and_acceptance(capsys: pytest.CaptureFixtur
     assert "drafts accepted by position" in err
 
 
+def test_generate_rounds_draft_heads_and_the_text_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--prompt", "class ", "--max-new-tokens", "48", "--mtp", "3")
+    plain = run_json(capsys, *words)
+    for more in ((), ("--engine", "reference.engine:engine")):
+        rounded = run_json(capsys, *words, *more, "--draft-heads", "int4")
+        assert rounded["tokens"] == plain["tokens"]
+        assert rounded["drafted_per_position"] != plain["drafted_per_position"]
+
+
 def test_generate_samples_by_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "--prompt", "import ", "--max-new-tokens", "16", "--temperature", "1", "--top-p", "0.9")
     first, again, other = (run_json(capsys, *words, "--seed", seed)["tokens"] for seed in ("1", "1", "2"))

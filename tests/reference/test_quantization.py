@@ -20,6 +20,7 @@ from reference.quantization import (
     quantize_fp8_activation,
     quantize_fp8_weight,
     quantize_int4_weight,
+    quantize_stack,
     unpack_int4,
     weight_bytes,
 )
@@ -365,6 +366,16 @@ def test_a_weight_with_nan_or_infinity_is_refused_and_located(name, poison):
 
 CODES, SCALE = torch.ones(256, 384).to(E4M3), torch.ones(2, 3)
 GPTQ = quantize_int4_weight(gaussian((16, 24), seed=15), group=8).to_gptq()
+
+
+@pytest.mark.parametrize("format", ["fp8", "int4"])
+@pytest.mark.parametrize("shape", [(5, 130, 200), (300, 200)])
+def test_a_part_at_a_time_gives_the_codes_and_scales_of_the_whole(monkeypatch, format, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr("reference.quantization.QUANTIZED_AT_ONCE", 2 * 130 * 200)
+    got, want = quantize_stack(format, weight, "cpu"), FORMATS[format].quantize(weight)
+    assert torch.equal(got.data.view(torch.uint8), want.data.view(torch.uint8))
+    assert torch.equal(got.dequantize(), want.dequantize())
 
 
 @pytest.mark.parametrize(
