@@ -20,6 +20,7 @@ from hardware.energy import LEAST_S, EnergyWindow
 from hardware.machine import Fact
 from reference.accounting import inspect
 from reference.config import ModelConfig
+from reference.quantization import weight_bytes
 
 from .live_memory import held_bytes
 from .model import SETTLING, ModelResult, NotOfferedError, Scenario
@@ -43,14 +44,20 @@ STEPS_TOGETHER = 4  # of a batch, in a sample: as many tokens as every session c
 class CheckpointSubject:
     """A loaded checkpoint and the text that it is measured on.
 
+    Args:
+        draft_heads: what the engine was asked to hold these in; None: as stored.
+
     Raises:
         NotOfferedError: the engine has no whole model on this device.
     """
 
-    def __init__(self, engine: Engine, checkpoint: Path, device: str, prompts: Prompts) -> None:
+    def __init__(
+        self, engine: Engine, checkpoint: Path, device: str, prompts: Prompts, draft_heads: str | None = None
+    ) -> None:
         self.config = ModelConfig.from_file(checkpoint)
         self.engine, self.device, self.prompts, self.checkpoint = engine, device, prompts, checkpoint
-        self.stored, self.text = STORED.get(engine.profile), prompts.source
+        stored, self._draft_heads = STORED.get(engine.profile), draft_heads
+        self.stored, self.text = stored and replace(stored, draft_heads=draft_heads), prompts.source
         before = held_bytes(device)
         started = perf_counter()
         try:
@@ -75,6 +82,7 @@ class CheckpointSubject:
     def description(self) -> Mapping[str, Any]:
         return {
             "format": self.engine.profile,
+            "draft_heads": self._draft_heads or "as stored",
             "weight_bytes": self.weight_bytes,
             "made_s": self.made_s,
             "text": self.text,
@@ -84,8 +92,14 @@ class CheckpointSubject:
     def predicted_bytes(self) -> int:
         """Of the weights, in the engine's profile."""
         if self.stored is None:
-            return int(self._counted["parameters"]["total"]) * 4
-        return int(self._counted["weight_bytes_by_expert_format"][self.stored.experts or "bf16"]["with_mtp"])
+            total = int(self._counted["parameters"]["total"]) * 4
+        else:
+            total = int(self._counted["weight_bytes_by_expert_format"][self.stored.experts or "bf16"]["with_mtp"])
+        if self._draft_heads is None:
+            return total
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        less = shape[0] * shape[1] * self.item_bytes - weight_bytes(self._draft_heads, shape)
+        return total - len(self.config.mtp_layers) * less
 
     @property
     def item_bytes(self) -> int:

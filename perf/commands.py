@@ -65,6 +65,9 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.add_argument("--config", type=Path, metavar="FILE", help="of random weights: a config.json, or its folder")
     model.add_argument("--format", choices=["int4", "fp8", "bf16"], default="int4", help="of experts (default: int4)")
     model.add_argument("--correlation", type=float, default=0.0, help="of tokens' choices; 0, the default: uniform")
+    model.add_argument(
+        "--draft-heads", choices=["fp8", "int4"], help="of the MTP layers (default: as --format has it, or as stored)"
+    )
     model.add_argument("--checkpoint", type=Path, metavar="DIR", help="instead of random weights")
     model.add_argument("--prompts", metavar="FILE", help="text for --checkpoint (default: the packaged one)")
     model.add_argument("--engine", default="optimized", help="registered name or module:attribute (default: optimized)")
@@ -223,6 +226,7 @@ def _run_model(args: Namespace) -> int:
         prompts=args.prompts,
         seed=args.seed,
         correlation=args.correlation,
+        draft_heads=args.draft_heads,
     )
     on_gpu = torch.device(args.device).type == "cuda"
     ceilings = measure_ceilings() if on_gpu else None

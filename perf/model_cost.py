@@ -13,10 +13,15 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class Stored:
-    """Formats of routed experts and of every other matrix; None is bfloat16. Routers and the embedding are bfloat16."""
+    """Formats of routed experts and of every other matrix; None is bfloat16. Routers and the embedding are bfloat16.
+
+    Attributes:
+        draft_heads: of the MTP depths' output heads; None: as ``rest``.
+    """
 
     experts: str | None
     rest: str | None
+    draft_heads: str | None = None
 
 
 FORMATS = {"int4": Stored("int4", "fp8"), "fp8": Stored("fp8", "fp8"), "bf16": Stored(None, None)}
@@ -30,6 +35,11 @@ def matrix_bytes(format: str | None, *shape: int) -> int:
     for size in shape:
         total *= size
     return total
+
+
+def draft_head_bytes(config: ModelConfig, stored: Stored) -> int:
+    """The output head of one MTP depth."""
+    return matrix_bytes(stored.draft_heads or stored.rest, config.vocab_size, config.hidden_size)
 
 
 def step_bytes(
@@ -57,8 +67,7 @@ def step_bytes(
             parts["shared"] += mlp_bytes(layer, layer.shared_expert_intermediate_size, stored.rest)
         else:
             parts["dense"] += mlp_bytes(layer, layer.intermediate_size, stored.rest)
-    head = matrix_bytes(stored.rest, config.vocab_size, config.hidden_size)
-    parts["head"] = head
+    parts["head"] = matrix_bytes(stored.rest, config.vocab_size, config.hidden_size)
     parts["embedding"] = batch * query_len * config.hidden_size * BF16_BYTES
     if num_drafts:
         parts["drafts"] = sum(
@@ -66,7 +75,7 @@ def step_bytes(
             + mlp_bytes(layer, layer.intermediate_size, stored.rest)
             + matrix_bytes(stored.rest, config.hidden_size, 2 * config.hidden_size)
             + batch * kv_bytes(layer, context, query_len + depth)
-            + head
+            + draft_head_bytes(config, stored)
             for depth, layer in enumerate(config.mtp_layers[:num_drafts])
         )
     return parts
@@ -117,8 +126,7 @@ def held_weight_bytes(config: ModelConfig, stored: Stored, expert_sets: int | No
         expert_sets: storages of experts, where several layers share one; None: each has its own.
     """
     hidden, vocab = config.hidden_size, config.vocab_size
-    head = matrix_bytes(stored.rest, vocab, hidden)
-    total = vocab * hidden * BF16_BYTES + head + hidden * BF16_BYTES
+    total = vocab * hidden * BF16_BYTES + matrix_bytes(stored.rest, vocab, hidden) + hidden * BF16_BYTES
     with_experts = [layer for layer in config.layers if layer.is_moe]
     for layer in with_experts[: len(with_experts) if expert_sets is None else expert_sets]:
         shape = (layer.num_experts, layer.intermediate_size, layer.hidden_size)
@@ -131,8 +139,8 @@ def held_weight_bytes(config: ModelConfig, stored: Stored, expert_sets: int | No
         if layer.is_moe:
             total += layer.num_experts * (hidden * BF16_BYTES + 4)
     return total + len(config.mtp_layers) * (
-        matrix_bytes(stored.rest, hidden, 2 * hidden) + head + 3 * hidden * BF16_BYTES
-    )  # fmt: skip
+        matrix_bytes(stored.rest, hidden, 2 * hidden) + draft_head_bytes(config, stored) + 3 * hidden * BF16_BYTES
+    )
 
 
 def cached_bytes(config: ModelConfig, context: int, batch: int, item_bytes: int = BF16_BYTES) -> dict[str, int]:

@@ -57,17 +57,26 @@ class SyntheticSubject:
 
     Args:
         seed, correlation: as the engine takes them.
+        draft_heads: what the engine was asked to hold these in.
     """
 
     text = "random tokens"
 
     def __init__(
-        self, engine: Any, config: ModelConfig, format: str, device: str, seed: int = 0, correlation: float = 0.0
+        self,
+        engine: Any,
+        config: ModelConfig,
+        format: str,
+        device: str,
+        seed: int = 0,
+        correlation: float = 0.0,
+        draft_heads: str | None = None,
     ) -> None:
         make = getattr(engine, "synthetic_model", None)
         if make is None:
             raise NotOfferedError(f"{engine.name} has no synthetic_model; want --checkpoint DIR, or an engine with one")
-        self.config, self.stored, self.device, self.format = config, FORMATS[format], device, format
+        self.config, self.device, self.format = config, device, format
+        self.stored = replace(FORMATS[format], draft_heads=draft_heads)
         started = time.monotonic()
         self.model: Measured = make(config, format, seed, correlation)
         self.clock = _Clock(device)

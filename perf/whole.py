@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from conformance.engine import with_draft_heads
 from reference import config as reference_config
 from reference.config import ModelConfig
 
@@ -28,6 +29,7 @@ class Wanted:
         config, format: of synthetic weights.
         checkpoint, prompts: else.
         correlation, seed: of synthetic weights.
+        draft_heads: "fp8" or "int4", of either; None: as the other weights, or as stored.
     """
 
     weights: str
@@ -37,6 +39,7 @@ class Wanted:
     prompts: str | None = None
     seed: int = 0
     correlation: float = 0.0
+    draft_heads: str | None = None
 
     @classmethod
     def of(cls, options: Any) -> "Wanted":
@@ -92,9 +95,11 @@ def subject_of(engine: Any, device: str, wanted: Wanted) -> Subject:
 
     Raises:
         NotOfferedError: the engine has no such thing here.
-        ValueError: a file cannot be read, or memory is too small.
+        ValueError: a file cannot be read, memory is too small, or the engine's draft heads stay as they are.
     """
+    heads = wanted.draft_heads
+    engine = with_draft_heads(engine, heads)
     if wanted.is_synthetic:
         config = ModelConfig.from_file(wanted.config)
-        return SyntheticSubject(engine, config, wanted.format, device, wanted.seed, wanted.correlation)
-    return CheckpointSubject(engine, wanted.checkpoint, device, load_prompts(wanted.prompts, wanted.checkpoint))
+        return SyntheticSubject(engine, config, wanted.format, device, wanted.seed, wanted.correlation, heads)
+    return CheckpointSubject(engine, wanted.checkpoint, device, load_prompts(wanted.prompts, wanted.checkpoint), heads)

@@ -45,9 +45,14 @@ def cases() -> list[Case]:
         *(_decode(T, PREFILL_CONTEXT, sliding) for T in FEW_TOKENS),
         *(_norm_rope_cache(T, layer) for layer in (full, sliding) for T in FEW_TOKENS),
         *(_greedy(T) for T in FEW_TOKENS),
-        *(_linear_fp8(T, *widths) for widths in projections().values() for T in FEW_TOKENS),
-        *(_linear_fp8(T, *widths, rounds=False) for widths in projections().values() for T in FEW_TOKENS),
-        _linear_fp8(PREFILL_TOKENS[0], *projections()["sliding qkv"], rounds=False),
+        *(
+            _linear_quantized(T, *widths, profile)
+            for profile in ("w8a8", "w8a16")
+            for widths in projections().values()
+            for T in FEW_TOKENS
+        ),
+        _linear_quantized(PREFILL_TOKENS[0], *projections()["sliding qkv"], "w8a16"),
+        _linear_quantized(1, *projections()["lm_head"], "w4a16"),  # of an MTP depth
         *(_prefill(PREFILL_CONTEXT, layer) for layer in (full, sliding)),
     ]
 
@@ -212,31 +217,32 @@ def _check_greedy(reference: Callable[..., Any], args: Args, got: Any) -> Agreem
     return Agreement(float(missed.max()), "the chosen logits")
 
 
-def _linear_fp8(T: int, I: int, O: int, rounds: bool = True) -> Case:  # noqa: E741
-    """FP8 weights of 128x128 blocks on activations rounded to FP8, or on bf16 ones."""
+def _linear_quantized(T: int, I: int, O: int, profile: str) -> Case:  # noqa: E741
+    """FP8 weights of 128x128 blocks on activations rounded to FP8, or these or int4 ones on bf16 activations."""
+    format, rounds = "int4" if profile == "w4a16" else "fp8", profile == "w8a8"
 
     def build(maker: Maker) -> Draw:
         def draw() -> Args:
-            return maker.normal(T, I), maker.weight(O, I, format="fp8"), rounds
+            return maker.normal(T, I), maker.weight(O, I, format=format), rounds
 
         return draw
 
     plain = bench_linear.cost(T, I, O)
-    cost = Cost(2 * T * (I + O) + O * I * bench_experts.BITS["fp8"] / 8, plain.flops)
+    cost = Cost(2 * T * (I + O) + O * I * bench_experts.BITS[format] / 8, plain.flops)
     return Case(
         "linear_quantized",
         f"T={T} I={I} O={O}",
-        "w8a8" if rounds else "w8a16",
+        profile,
         cost,
         build,
-        _check_linear_fp8,
+        _check_linear_quantized,
         multiplies_in="fp8" if rounds else "bf16",
         reference="quantize_activation",
         fused=LINEAR_QUANTIZED,
     )
 
 
-def _check_linear_fp8(reference: Callable[..., Any], args: Args, got: Any) -> Agreement:
+def _check_linear_quantized(reference: Callable[..., Any], args: Args, got: Any) -> Agreement:
     """Every 61st output, from the codes of the activations where they are rounded."""
     x, weight, rounds = args
     rows = x.double()

@@ -13,7 +13,14 @@ from hardware.energy import Counter, EnergyWindow
 from hardware.machine import Fact
 from perf.cost import Ceilings
 from perf.model import GPU_SCENARIOS, How, ModelResult, Scenario, measure_scenario, speculation, table
-from perf.model_cost import FORMATS, attended_pairs, expected_distinct, prefill_cost, step_bytes
+from perf.model_cost import (
+    FORMATS,
+    attended_pairs,
+    expected_distinct,
+    held_weight_bytes,
+    prefill_cost,
+    step_bytes,
+)
 from perf.sampling import StopRule
 from perf.shapes import published
 from perf.synthetic_work import SyntheticSubject
@@ -35,6 +42,19 @@ def test_a_step_that_reads_every_expert_reads_the_whole_checkpoint():
     others = ("dense_mlp", "shared_experts", "routed_experts", "lm_head")
     assert weights == 2 * (attention + sum(counts[name] for name in others) + counts["router"] - bias)
     assert parts["kv_full"] + parts["kv_sliding"] == kv_cache_bytes(config, 4096)
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_draft_heads_in_int4_take_less_of_a_step_with_drafts_and_of_memory(format: str):
+    config, stored = published().model, FORMATS[format]
+    rounded = replace(stored, draft_heads="int4")
+    head = config.vocab_size * config.hidden_size
+    less = 3 * head * ({"bf16": 2.0, "int4": 1 + 4 / 128**2}[format] - 33 / 64)
+    for drafts in (0, 3):
+        before, after = (step_bytes(config, one, 1, 4096, drafts, [8.0] * 42) for one in (stored, rounded))
+        assert sum(before.values()) - sum(after.values()) == (less if drafts else 0)
+        assert before["head"] == after["head"]
+    assert held_weight_bytes(config, stored) - held_weight_bytes(config, rounded) == less
 
 
 def test_pairs_of_queries_and_keys_are_those_that_a_loop_counts():
@@ -72,13 +92,15 @@ def test_the_command_makes_a_model_and_times_it_on_a_cpu(tmp_path: Path):
     config, out = tmp_path / "config.json", tmp_path / "record.json"
     config.write_text(json.dumps(dict(tiny.TINY)), encoding="utf-8")
     words = ["perf", "model", "--config", str(config), "--device", "cpu", "--only", "MTP", "--out", str(out)]
-    assert main(words) == ExitCode.INCONCLUSIVE  # it ran, but on no device whose time is told
+    assert main([*words, "--draft-heads", "int4"]) == ExitCode.INCONCLUSIVE  # it ran, on no device whose time is told
     record = json.loads(out.read_text(encoding="utf-8"))
     (result,) = record["results"]
     assert result["ms"] > 0
     assert result["floor_ms"] is None
     assert 4 < result["distinct"] <= 12
     assert record["model"]["expert_sets"] == record["model"]["moe_layers"] == 4
+    assert record["model"]["draft_heads"] == "int4"
+    assert result["memory"]["weights"] == result["memory_predicted"]["weights"]
     assert "--out" not in record["command"]
 
 

@@ -154,6 +154,17 @@ def test_a_generation_that_is_none_has_no_time(subject, monkeypatch, change, sai
     assert said in result.reason
 
 
+@pytest.mark.parametrize("name", ["engine", "bf16_engine"])
+def test_draft_heads_of_a_checkpoint_take_the_bytes_that_are_predicted(name):
+    wanted = Wanted("checkpoint", MINIATURE, "int4", MINIATURE, draft_heads="int4")
+    plain, rounded = (
+        subject_of(find_engine(f"reference.engine:{name}"), "cpu", one)
+        for one in (replace(wanted, draft_heads=None), wanted)
+    )
+    assert plain.weight_bytes - rounded.weight_bytes == plain.predicted_bytes - rounded.predicted_bytes > 0
+    assert rounded.description()["draft_heads"] == "int4"
+
+
 def test_a_batch_is_measured_through_extend_batch(subject, monkeypatch):
     result = measure_scenario(subject, Scenario(3, 16, extends=True), HOW)
     assert result.tokens_per_s == pytest.approx(3000 / (result.ms or 1))
