@@ -21,9 +21,6 @@ class Prompt(Protocol):
 
     @property
     def is_done(self) -> bool: ...
-    def run(self, most: int) -> int:
-        """Take in the next tokens; how many there were."""
-        ...
 
 
 class Started(Protocol):
@@ -65,6 +62,14 @@ class Executor(Protocol):
 
     def prompt(self, job: Job, state: Any) -> Any:
         """A ``Prompt``, of a context that may begin with tokens that others kept with this state."""
+        ...
+
+    def take_in(self, chunks: Sequence[tuple[Any, int]]) -> None:
+        """Take in the next tokens of several prompts, so many of each.
+
+        Raises:
+            torch.OutOfMemoryError: a prompt whose context has not grown is as it was.
+        """
         ...
 
     def join(self, job: Job, prompt: Any) -> Started | None:

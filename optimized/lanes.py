@@ -16,7 +16,7 @@ from .draft_depth import DraftDepth
 from .job import Job
 from .kv_cache import PAGE_SIZE, on_device
 from .mtp_chain import MtpChain
-from .prefill import Prefill
+from .prefill import Prefill, run_together
 from .request import Request
 from .speculative import Kind, Rows
 
@@ -235,6 +235,10 @@ class Lanes:
     def prompt(self, job: Job, state: Any) -> Prefill:
         """Its prompt, to be taken in."""
         return Prefill(self._model.runner, self.cache, _context(job), job.to_prefill, self.deepest, state)
+
+    def take_in(self, chunks: Sequence[tuple[Prefill, int]]) -> None:
+        """Take in the next tokens of several prompts in one pass over the weights, so many of each."""
+        run_together(chunks)
 
     def join(self, job: Job, prompt: Prefill) -> Started | None:
         """Let a job decode; the step that chose its first token, None of one that has its newest token."""

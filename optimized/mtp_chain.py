@@ -49,15 +49,16 @@ class MtpChain:
             ``held`` as it was after ``mark`` tokens, where these reach that far; else None.
         """
         end, rows, dropped = start + len(tokens), hidden, 0
+        held = self.held.clone()  # which stays as it was where memory ends on the way
         reaches = start < mark <= end
         marked = torch.empty_like(self.held) if reaches else None
-        for depth in range(len(self.held)):
+        for depth in range(len(held)):
             if not len(rows):
                 break  # a text shorter than the chain: deeper rows come with its next tokens
             if marked is not None and end - mark < len(rows):
                 marked[depth] = rows[mark - end - 1]
-            inputs = torch.cat((self.held[depth : depth + 1], rows[:-1]))
-            self.held[depth] = rows[-1]
+            inputs = torch.cat((held[depth : depth + 1], rows[:-1]))
+            held[depth] = rows[-1]
             first = start - 1 - depth
             missing = max(self._origin - first, 0)  # rows before the first position
             inputs, dropped = inputs[missing - dropped :], missing
@@ -65,4 +66,5 @@ class MtpChain:
                 break
             piece = Piece(self._context, max(first, self._origin), len(inputs), self._origin)
             rows, _ = self._runner.mtp(depth, tokens[missing:], inputs, step_of(self._cache, [piece]).step)
+        self.held = held
         return marked

@@ -1,4 +1,4 @@
-"""Continuous batching: requests join and leave between steps, prompts are taken in a chunk at a time beside them.
+"""Continuous batching: requests join and leave between steps, prompts are taken in by chunks, several in one pass.
 
 Requests are admitted in the order of arrival, once a row, a slot and the pages of their prompts are free. When pages
 run out, kept beginnings are given up first; then the newest request is preempted: it waits, and is computed again
@@ -9,7 +9,7 @@ earlier steps came to.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ from reference.tokenizer import Tokenizer
 
 from .executor import Executor, Prompt, Started
 from .job import Job, insert
-from .kv_cache import MAX_STEP, PAGE_SIZE, CacheFullError, pages_for
+from .kv_cache import MAX_STEP, PAGE_SIZE, CacheFullError, Context, pages_for
 from .prefix_cache import Kept, PrefixCache
 from .request import Event, Request
 from .stop_text import StopText
@@ -156,33 +156,46 @@ class Scheduler:
 
     def _take_prompts_in(self) -> None:
         budget = self._budget - (len(self._decoding) + len(self._prompts)) * self._longest_step  # whoever joins decodes
+        chunks: dict[Job, deque[int]] = {}
+        for job in self._prompts:
+            start = _context(job).length
+            end = min(start + max(budget, 0), len(job.to_prefill))
+            chunks[job] = self._ends(job, start, end)
+            budget -= end - start
+        while together := [(job, ends.popleft()) for job, ends in chunks.items() if ends and job in self._prompts]:
+            self._run(together)
         for job, prompt in list(self._prompts.items()):
-            while budget > 0 and not prompt.is_done:
-                try:
-                    budget -= self._run(job, prompt, budget)
-                except torch.OutOfMemoryError as error:  # of this prompt's chunk; the others go on
-                    self._events.append(job.end("error", str(error).splitlines()[0]))
-                    self._remove(job)
-                    break
-            if job in self._prompts and prompt.is_done:
+            if prompt.is_done:
                 del self._prompts[job]
                 insert(self._decoding, job)
                 first = self._executor.join(job, prompt)
                 if first is not None:
                     self._start(first, read_after=0)  # the step that is started next goes on meanwhile
 
-    def _run(self, job: Job, prompt: Prompt, most: int) -> int:
-        """Take in a chunk; one that would lead too far past a mark ends there."""
-        context, tokens = job.context, job.to_prefill
-        assert context is not None, "whoever takes a prompt in has a context"
-        mark = prompt.mark = job.marks[0] if job.marks else 0
-        if mark and min(context.length + most, len(tokens)) - mark > self._cache.window_slack:
-            most = min(most, mark - context.length)
-        count = prompt.run(most)
-        if mark and context.length >= mark:
-            job.marks.pop(0)
-            self.prefixes.keep(job, mark, prompt.marked)
-        return count
+    def _ends(self, job: Job, start: int, end: int) -> deque[int]:
+        """Where the chunks end in which a prompt is taken in: at each mark but one that rings still hold at the end."""
+        passed = [mark for mark in job.marks if mark <= end]
+        if passed and end - passed[-1] <= self._cache.window_slack:
+            passed.pop()
+        return deque(stop for stop in (*passed, end) if stop > start)
+
+    def _run(self, chunks: Sequence[tuple[Job, int]]) -> None:
+        """Take prompts in up to these ends, in one pass; where memory ends, one by one, and whoever has none ends."""
+        for job, _ in chunks:
+            self._prompts[job].mark = job.marks[0] if job.marks else 0
+        try:
+            self._executor.take_in([(self._prompts[job], end - _context(job).length) for job, end in chunks])
+        except torch.OutOfMemoryError as error:
+            if len(chunks) == 1:
+                self._events.append(chunks[0][0].end("error", str(error).splitlines()[0]))
+                self._remove(chunks[0][0])
+                return
+            for job, end in chunks:
+                if _context(job).length < end:
+                    self._run([(job, end)])
+        for job, _ in chunks:
+            if job in self._prompts and job.marks and _context(job).length >= job.marks[0]:
+                self.prefixes.keep(job, job.marks.pop(0), self._prompts[job].marked)
 
     def _make_room(self) -> None:
         """For the next step of each that decodes, the oldest first."""
@@ -246,3 +259,8 @@ class Scheduler:
             self._events.append(event)
             if event.finish is not None:
                 self._remove(job)
+
+
+def _context(job: Job) -> Context:
+    assert job.context is not None, "whoever takes a prompt in has a context"
+    return job.context

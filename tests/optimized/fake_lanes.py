@@ -93,6 +93,7 @@ class FakeLanes:
         self.max_batch, self.deepest, self.steps_ahead, self.end_ids = max_batch, deepest, steps_ahead, (END,)
         self.rows: dict[Job, Row] = {}
         self.prompt_tokens = self.decoded_tokens = 0  # computed so far, those of rejected drafts included
+        self.passes = 0  # over the weights, for prompts
 
     def require(self, request: Request) -> None:
         if max(request.prompt_ids) >= VOCABULARY:
@@ -102,6 +103,12 @@ class FakeLanes:
         context, tokens = place_of(job), job.to_prefill
         assert state == (hashed(tokens[: context.length], 0.0) if context.length else None)
         return FakePrompt(self, context, tokens)
+
+    def take_in(self, chunks: Sequence[tuple["FakePrompt", int]]) -> None:
+        assert len({id(prompt) for prompt, _ in chunks}) == len(chunks) > 0
+        self.passes += 1
+        for prompt, count in chunks:
+            prompt.run(count)
 
     def join(self, job: Job, prompt: "FakePrompt") -> Started | None:
         context = place_of(job)
@@ -172,16 +179,15 @@ class FakePrompt:
     def is_done(self) -> bool:
         return self._context.length == len(self._tokens)
 
-    def run(self, most: int) -> int:
+    def run(self, count: int) -> None:
         context = self._context
-        start, end = context.length, min(context.length + most, len(self._tokens))
-        assert end > start
+        start, end = context.length, context.length + count
+        assert start < end <= len(self._tokens)
         self._lanes.count(end - start)
         self._lanes.write(context.slot, context.pages, start, self._tokens[start:end])
         if start < self.mark <= end:
             self.marked = hashed(self._tokens[: self.mark], 0.0)
         context.length, context.longest = end, max(context.longest, end)
-        return end - start
 
 
 def place_of(job: Job) -> Context:

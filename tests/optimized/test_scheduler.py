@@ -101,6 +101,17 @@ def test_a_prompt_is_taken_in_beside_those_that_decode_within_the_budget() -> No
     assert long in {event.request_id for event in scheduler.step()}
 
 
+def test_prompts_of_several_requests_share_a_pass_and_the_oldest_takes_the_budget_first() -> None:
+    scheduler, lanes = scheduler_of(budget=96)
+    for length in (40, 5, 70, 3):
+        scheduler.submit(Request(text(length, length), 1))
+    told = {event.request_id for event in step_within(96, scheduler, lanes)}
+    assert (told, lanes.passes, lanes.prompt_tokens) == ({1, 2}, 1, 92)
+    assert {event.request_id for event in scheduler.run()} == {3, 4}
+    assert (lanes.passes, lanes.prompt_tokens) == (2, 118)
+    require_empty(scheduler, lanes)
+
+
 def test_a_beginning_that_another_prompt_has_too_is_not_computed_again() -> None:
     scheduler, lanes = scheduler_of()
     shared = text(150, 1)
@@ -159,7 +170,7 @@ def test_cancelling_frees_everything_at_any_time() -> None:
 
 def test_a_prompt_without_memory_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler, lanes = scheduler_of()
-    fine, large = (scheduler.submit(Request(text(n, n), 3, ignores_end=True)) for n in (5, 90))
+    fine, large, later = (scheduler.submit(Request(text(n, n), 3, ignores_end=True)) for n in (5, 60, 6))
     plain = lanes.count
 
     def count(tokens: int) -> None:
@@ -169,7 +180,7 @@ def test_a_prompt_without_memory_ends_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(lanes, "count", count)
     _, ends = by_request(scheduler.run())
-    assert ends[fine].reason == "length"
+    assert ends[fine].reason == ends[later].reason == "length"
     assert (ends[large].reason, ends[large].detail) == ("error", "out of memory")
     require_empty(scheduler, lanes)
 
