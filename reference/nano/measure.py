@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..checkpoint import Checkpoint
-from ..generate import generate
+from ..generate import Generation, generate
 from ..model import Model
 from ..tokenizer import Tokenizer
 
@@ -68,18 +69,28 @@ def count_model_nats(train: Tensor, held_out: Tensor, vocab_size: int) -> dict[s
 
 
 @torch.inference_mode()
-def acceptance(
+def continuations(
     model: Model, tokens: Tensor, prompts: int = 16, prompt_length: int = 96, new_tokens: int = 64
-) -> list[float]:
-    """Share of drafts accepted at each position, greedy, over continuations of held-out text."""
+) -> list[Generation]:
+    """Continue held-out text greedily, with a draft of every MTP depth in each step."""
     depths = model.config.num_nextn_predict_layers
-    drafted, accepted = [0] * depths, [0] * depths
-    for prompt in windows(tokens, prompts, prompt_length).tolist():
-        result = generate(model, prompt, new_tokens, mtp=depths)
-        for depth in range(depths):
-            drafted[depth] += result.drafted_per_position[depth]
-            accepted[depth] += result.accepted_per_position[depth]
+    return [
+        generate(model, prompt, new_tokens, mtp=depths) for prompt in windows(tokens, prompts, prompt_length).tolist()
+    ]
+
+
+def acceptance(made: Sequence[Generation]) -> list[float]:
+    """Share of drafts accepted at each position, over several generations."""
+    drafted, accepted = (
+        [sum(counts) for counts in zip(*(getattr(one, name) for one in made), strict=True)]
+        for name in ("drafted_per_position", "accepted_per_position")
+    )
     return [round(a / d, 4) for a, d in zip(accepted, drafted, strict=True)]
+
+
+def steps_of(made: Generation) -> int:
+    """Steps after the first token: each brings the drafts that it accepts, and one token."""
+    return len(made.tokens) - 1 - sum(made.accepted_per_position)
 
 
 def held_out_figures(checkpoint: Path, train_tokens: Tensor, device: str) -> dict[str, Any]:
@@ -95,6 +106,6 @@ def held_out_figures(checkpoint: Path, train_tokens: Tensor, device: str) -> dic
         "mtp_perplexity": [round(math.exp(n), 3) for n in nats[1:]],
         "unigram_perplexity": round(math.exp(counts["unigram"]), 3),
         "bigram_perplexity": round(math.exp(counts["bigram"]), 3),
-        "acceptance_per_position": acceptance(model, tokens),
+        "acceptance_per_position": acceptance(continuations(model, tokens)),
         "most_frequent_token_share": round(float(guess), 4),
     }

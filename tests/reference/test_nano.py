@@ -11,10 +11,12 @@ from conformance.faults.features import changed, log_probabilities, measured
 from reference.accounting import inspect
 from reference.chat import render
 from reference.checkpoint import Checkpoint
+from reference.engine import build_model
 from reference.generate import generate
 from reference.model import Model
 from reference.nano import architecture
-from reference.nano.measure import acceptance, depth_nats, held_out_tokens, load, windows
+from reference.nano.draft_heads import costs, page
+from reference.nano.measure import acceptance, continuations, depth_nats, held_out_tokens, load, steps_of, windows
 from reference.response import parse
 from reference.tokenizer import Tokenizer
 
@@ -64,7 +66,7 @@ def test_held_out_text_is_far_likelier_than_under_count_models(model: Model, bat
 
 @torch.inference_mode()
 def test_every_draft_position_is_accepted_far_above_chance(model: Model) -> None:
-    shares = acceptance(model, held_out_tokens(NANO), prompts=6, new_tokens=48)
+    shares = acceptance(continuations(model, held_out_tokens(NANO), prompts=6, new_tokens=48))
     assert shares == sorted(shares, reverse=True)
     # guessing the most frequent token at each of three positions would be right this often
     chance = [TRAINING["most_frequent_token_share"] ** (position + 1) for position in range(3)]
@@ -77,6 +79,33 @@ def test_drafts_save_steps_and_change_nothing(model: Model) -> None:
     plain, drafted = generate(model, prompt, 64), generate(model, prompt, 64, mtp=3)
     assert drafted.tokens == plain.tokens
     assert drafted.drafted_per_position[0] < 40, "64 tokens in fewer steps"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("format", ["fp8", "int4"])
+def test_rounded_draft_heads_change_no_text_and_keep_most_drafts(model: Model, format: str) -> None:
+    tokens = held_out_tokens(NANO)
+    rounded = build_model(Checkpoint(NANO), "float32", draft_heads=format)
+    plain, got = (continuations(one, tokens, prompts=4, new_tokens=48) for one in (model, rounded))
+    assert [one.tokens for one in got] == [one.tokens for one in plain]
+    assert sum(map(steps_of, got)) < 1.2 * sum(map(steps_of, plain))
+
+
+def test_the_page_on_draft_heads_says_what_a_step_reads_and_what_was_measured() -> None:
+    (stored, *rounded) = costs(NANO, prompts=2, new_tokens=8)
+    assert [one.format for one in rounded] == ["fp8", "int4"]
+    assert stored.published_bytes == 3 * 2 * 128_896 * 4096
+    assert all(1 <= one.tokens_per_step <= 4 for one in (stored, *rounded))
+    text = page((stored, *rounded), "a command", 2, 8)
+    assert "| bf16 | 3.17 | - |" in text
+    assert "0 in fp8, 0 in int4" in text
+
+
+def test_what_draft_heads_cost_is_shown_as_it_was_recorded() -> None:
+    rows = [line.split(" | ") for line in (NANO / "draft_heads.md").read_text().splitlines() if line.startswith("| ")]
+    shown = (NANO.parents[1] / "perf" / "README.md").read_text()
+    for _, _, _, *figures in rows[1:]:
+        assert " | ".join(figures).replace("| - |", "| |") in shown
 
 
 @pytest.fixture(scope="module")
