@@ -16,7 +16,7 @@ from hardware.identify import identify
 from hardware.machine import Fact
 from hardware.telemetry import GpuState, Telemetry, read_gpu
 from reports.baseline import key_of, load
-from reports.gate import compare_entry
+from reports.gate import compare_entry, counted
 from reports.journal import Journal
 from reports.measurement import Comparison, Measurement, Quality
 from reports.records import break_even, main_of, of_scenario
@@ -445,14 +445,11 @@ def _judged(recording: Recording, once: Measure) -> list[Measurement]:
                 return [again, *others]
             values.append(again.value)
         compared = compare_entry(entry, values, recording.max_regression)
-    word = compared.word
-    if word is Comparison.SLOWER and (compared.change or 0.0) <= recording.max_regression:
-        word = Comparison.SAME if (compared.high or 0.0) <= recording.max_regression else Comparison.AMBIGUOUS
     judged = replace(
         measurement,
         value=sorted(values)[len(values) // 2],
         baseline=entry.median,
-        comparison=word,
+        comparison=counted(compared, recording.max_regression),
         smallest_detectable=compared.smallest_detectable,
     )
     return [judged, *others]

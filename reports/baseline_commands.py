@@ -52,8 +52,9 @@ def _add_baseline_arguments(parser: ArgumentParser) -> None:
 
 def _add_compare_arguments(parser: ArgumentParser) -> None:
     parser.epilog = (
-        "A and B: a baseline, a file of measurements, or a folder of them. Exit code 0: nothing is slower, 1: "
-        "something is, 4: they cannot be compared, 5: something is missing or nobody can tell; neither counts as same."
+        "A and B: a baseline, a file of measurements, or a folder of them. Exit code 0: nothing is slower than "
+        "allowed, 1: something is, 4: they cannot be compared, 5: something is missing or nobody can tell; neither "
+        "counts as same."
     )
     parser.add_argument("a", type=Path, metavar="A", help="then")
     parser.add_argument("b", type=Path, metavar="B", help="now")
@@ -205,7 +206,7 @@ def _say(found, stale, form, max_regression) -> int:  # type: ignore[no-untyped-
 
     from .gate import judge, table
 
-    verdict, reason = judge(found, stale)
+    verdict, reason = judge(found, max_regression, stale)
     if form == "json":
         rows = [dataclasses.asdict(one) for one in found]
         print(json.dumps({"kind": "comparison", "verdict": verdict, "reason": reason, "compared": rows}, indent=1,

@@ -120,15 +120,24 @@ def _student(t: float, freedom: int) -> float:
     return 0.5 + sine * total / 2
 
 
-def judge(found: Sequence[Compared], stale: str | None = None) -> tuple[Verdict, str]:
-    """The verdict on a comparison: SLOWER fails; what is missing, in doubt or old makes it inconclusive."""
-    of = {word: [one for one in found if one.word is word] for word in Comparison}
-    counts = ", ".join(f"{len(of[word])} {word}" for word in Comparison if of[word]) or "nothing was compared"
+def counted(one: Compared, max_regression: float) -> Comparison:
+    """The word as a verdict takes it: SLOWER by no more than what is allowed is SAME, or AMBIGUOUS if perhaps more."""
+    if one.word is Comparison.SLOWER and (one.change or 0.0) <= max_regression:
+        return Comparison.SAME if (one.high or 0.0) <= max_regression else Comparison.AMBIGUOUS
+    return one.word
+
+
+def judge(found: Sequence[Compared], max_regression: float, stale: str | None = None) -> tuple[Verdict, str]:
+    """The verdict on a comparison: slower than allowed fails; what is missing, in doubt or old makes it inconclusive."""
+    of = {word: [one for one in found if counted(one, max_regression) is word] for word in Comparison}
+    said = {word: sum(one.word is word for one in found) for word in Comparison}
+    counts = ", ".join(f"{said[word]} {word}" for word in Comparison if said[word]) or "nothing was compared"
     if of[Comparison.SLOWER]:
         worst = max(of[Comparison.SLOWER], key=lambda one: one.change or 0.0)
         return Verdict.FAIL, f"{counts}; worst: {worst.name} {worst.change or 0:+.1%}"
     doubts = [stale] if stale else []
-    doubts += [f"{one.name} is {one.word}" for word in DOUBTFUL for one in of[word]]
+    perhaps = {Comparison.SLOWER: ", perhaps by more than is allowed"}
+    doubts += [f"{one.name} is {one.word}{perhaps.get(one.word, '')}" for word in DOUBTFUL for one in of[word]]
     if not of[Comparison.SAME] and not of[Comparison.FASTER]:
         doubts.append("nothing could be compared")
     if doubts:

@@ -100,21 +100,30 @@ def test_what_only_one_side_has_is_said_and_missing_does_not_pass():
     then, now = baseline(QUIET, entry(1.0, 1.0, id="gone")), baseline(QUIET, entry(2.0, 2.0, id="new"))
     found = compare(then, now, 0.05)
     assert {one.id: one.word for one in found} == {"a": "SAME", "gone": "MISSING", "new": "NEW"}
-    assert judge(found)[0] is Verdict.INCONCLUSIVE
-    assert "case gone is MISSING" in judge(found)[1]
-    assert judge([one for one in found if one.id != "gone"])[0] is Verdict.PASS
+    assert judge(found, 0.05)[0] is Verdict.INCONCLUSIVE
+    assert "case gone is MISSING" in judge(found, 0.05)[1]
+    assert judge([one for one in found if one.id != "gone"], 0.05)[0] is Verdict.PASS
 
 
 def test_ambiguous_old_and_empty_comparisons_do_not_pass():
     doubtful = compare_entry(NOISY, (100.0, 101.0, 99.0), 0.05)
     same = compare_entry(QUIET, (100.0, 100.1, 99.9), 0.05)
-    assert judge([same])[0] is Verdict.PASS
-    assert judge([same, doubtful])[0] is Verdict.INCONCLUSIVE
-    assert judge([])[0] is Verdict.INCONCLUSIVE
-    verdict, reason = judge([same], stale="stale baseline: 400 days old")
+    assert judge([same], 0.05)[0] is Verdict.PASS
+    assert judge([same, doubtful], 0.05)[0] is Verdict.INCONCLUSIVE
+    assert judge([], 0.05)[0] is Verdict.INCONCLUSIVE
+    verdict, reason = judge([same], 0.05, stale="stale baseline: 400 days old")
     assert (verdict, "stale baseline" in reason) == (Verdict.INCONCLUSIVE, True)
     slower = compare_entry(QUIET, (110.0, 110.1, 109.9), 0.05)
-    assert judge([same, slower, doubtful])[0] is Verdict.FAIL
+    assert judge([same, slower, doubtful], 0.05)[0] is Verdict.FAIL
+
+
+def test_a_slowdown_within_what_is_allowed_is_said_and_fails_nothing():
+    certain = compare_entry(QUIET, (103.5, 103.4, 103.6), 0.05)
+    assert certain.word is Comparison.SLOWER
+    assert judge([certain], 0.05) == (Verdict.PASS, "1 SLOWER")
+    assert judge([certain], 0.03)[0] is Verdict.FAIL
+    close = compare_entry(QUIET, (104.9, 104.5, 105.2), 0.05)
+    assert judge([close], 0.05) == (Verdict.INCONCLUSIVE, "1 SLOWER; case a is SLOWER, perhaps by more than is allowed")
 
 
 def test_an_old_baseline_says_so():
