@@ -118,10 +118,12 @@ def test_the_number_of_drafts_may_change_between_steps_and_text_and_drafts_stay_
             tokens += event.tokens
         drafts = next(iter(lanes._lanes.values()))._rows.tokens[0, 1:].tolist()
         drafted.append(len(drafts))
-        if drafts and scheduler.is_busy:
+        if drafts and scheduler.is_busy and not model.steps_ahead:  # else they follow tokens that nobody has read yet
             assert drafts == [int(reference.draft_logits(tokens)[0][-1].argmax())]
     assert tokens[20:] == reference.generate(TEXT[:20], 6).tokens
-    assert drafted[:5] == [1, 0, 0, 1, 0]
+    assert set(drafted) == {0, 1}
+    if not model.steps_ahead:
+        assert drafted[:5] == [1, 0, 0, 1, 0]
 
 
 def test_generation_that_adapts_gives_the_same_text_and_leaves_nothing_behind(
