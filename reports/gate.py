@@ -128,7 +128,7 @@ def counted(one: Compared, max_regression: float) -> Comparison:
 
 
 def judge(found: Sequence[Compared], max_regression: float, stale: str | None = None) -> tuple[Verdict, str]:
-    """The verdict on a comparison: slower than allowed fails; what is missing, in doubt or old makes it inconclusive."""
+    """The verdict on a comparison: slower than allowed fails; missing, in doubt or old makes it inconclusive."""
     of = {word: [one for one in found if counted(one, max_regression) is word] for word in Comparison}
     said = {word: sum(one.word is word for one in found) for word in Comparison}
     counts = ", ".join(f"{said[word]} {word}" for word in Comparison if said[word]) or "nothing was compared"
