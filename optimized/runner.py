@@ -6,7 +6,7 @@ decoding can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class Step:
         query_len: new tokens of each of these.
         pages, rings: [B, width] int32, their rows of the tables.
         chunks: prompts, after the tokens that decode.
+        workspaces: of its decode attention, by shape, for all layers of a kind; a step that a graph holds has the
+            runner's, others their own, which end with them: their shapes are as many as those of prompts' ends.
     """
 
     inputs: StepInputs
@@ -73,6 +75,7 @@ class Step:
     pages: Tensor
     rings: Tensor
     chunks: tuple[Chunk, ...] = ()
+    workspaces: dict[tuple[Any, ...], Workspace] = field(default_factory=dict)
 
     @property
     def num_decoding(self) -> int:
@@ -102,7 +105,7 @@ class Runner:
             block.weights.layer.index: _frequencies(block.weights.layer).to(self.device)
             for block in self._layers + self._mtp_layers
         }
-        self._workspaces: dict[tuple[Any, ...], Workspace] = {}
+        self.workspaces: dict[tuple[Any, ...], Workspace] = {}  # of steps that graphs hold
 
     @property
     def num_depths(self) -> int:
@@ -201,7 +204,7 @@ class Runner:
             rows = slice(0, decoding)
             turned = put(rows, k_cache, v_cache, inputs.page_slots if window is None else inputs.ring_slots)
             table = step.pages if window is None else step.rings
-            space = self._workspace(turned, k_cache, table, window)
+            space = _workspace(step, turned, k_cache, table, window)
             parts.append(
                 decode_attention(turned, k_cache, v_cache, table, inputs.context_lens, window, gate[rows], space)
             )
@@ -259,12 +262,13 @@ class Runner:
         routed = gated_block("experts", normed, experts, Routing(*chosen, layer.num_experts, is_older=True))
         return routed, shared
 
-    def _workspace(self, q: Tensor, k_cache: Tensor, table: Tensor, window: int | None) -> Workspace:
-        """One for all layers of a kind: they come one after the other."""
-        key = (q.shape, table.shape, window, k_cache.shape[2], is_fixed_order())
-        if key not in self._workspaces:
-            self._workspaces[key] = workspace_for(q, k_cache, table, window)
-        return self._workspaces[key]
+
+def _workspace(step: Step, q: Tensor, k_cache: Tensor, table: Tensor, window: int | None) -> Workspace:
+    """One for all layers of a kind: they come one after the other."""
+    key = (q.shape, table.shape, window, k_cache.shape[2], is_fixed_order())
+    if key not in step.workspaces:
+        step.workspaces[key] = workspace_for(q, k_cache, table, window)
+    return step.workspaces[key]
 
 
 def project(x: Tensor, weight: Matrix) -> Tensor:

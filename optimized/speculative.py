@@ -167,7 +167,7 @@ class Rows:
         return step_inputs(self.lengths, self.limits, *tables, query_len, before)
 
     def _step(self, inputs: StepInputs, query_len: int) -> Step:
-        return Step(inputs, query_len, self.pages, self.rings)
+        return Step(inputs, query_len, self.pages, self.rings, workspaces=self.runner.workspaces)
 
     def _accept(self, normed: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
         """Accepted drafts [B], and the token [B] after them."""

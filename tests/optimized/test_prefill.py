@@ -43,6 +43,7 @@ def taken_in(runner: Runner, take: Callable[[list[Prefill]], None]) -> list[list
     assert all(prompt.is_done for prompt in prompts)
     found = [[prompt.hidden, prompt.normed, prompt.chain.held] for prompt in prompts]
     assert prompts[-1].marked is not None
+    assert not runner.workspaces, "of so many shapes as prompts end with, none may stay"
     found[-1].append(prompts[-1].marked)
     for context in contexts:
         cache.close(context)
