@@ -1,5 +1,6 @@
 """A sweep's record as a page of Markdown: one table, each operator beside the best peer of the same run."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def page(record: Mapping[str, Any], title: str, date: str) -> str:
         [
             f"# {title}",
             "",
-            f"Made by `{' '.join(record['command'])}` at commit {str(machine['suite_commit']['value'])[:12]}"
+            f"Made by `{shlex.join(record['command'])}` at commit {str(machine['suite_commit']['value'])[:12]}"
             f"{', with changes' if machine['suite_dirty']['value'] else ''}, {date}; torch "
             f"{machine['torch']['value']}, Triton {machine['triton']['value']}. Ceilings of the same run: "
             f"{', '.join(rates)}.",

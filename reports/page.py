@@ -4,6 +4,7 @@ Everything on it is in the files that it was given: no clock, no network, nothin
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,14 +171,14 @@ def _add_run(page: Page, result: Result) -> None:
         )
     if result.generation:
         page.acceptance.append((result.engine, result.generation.acceptance_per_position))
-    _add_machine(page, result.machine, [("command", " ".join(result.command)), ("started", result.started)])
+    _add_machine(page, result.machine, [("command", shlex.join(result.command)), ("started", result.started)])
 
 
 def _add_measurements(page: Page, file: Path) -> None:
     recorded = read(file)
     verdict = recorded.verdict or Verdict.INCONCLUSIVE
     page.verdicts.append((page.sources[-1], verdict, "; ".join(recorded.reasons[:1])))
-    command = " ".join(recorded.run["command"])
+    command = shlex.join(recorded.run["command"])
     page.reasons += [Reason(_cut(reason), command) for reason in recorded.reasons if verdict is not Verdict.PASS]
     page.measurements += recorded.measurements
     ceilings = recorded.run.get("ceilings")
@@ -210,7 +211,7 @@ def _add_operators(page: Page, record: Mapping[str, Any]) -> None:
     word = Verdict.FAIL if failed else Verdict.PASS if timed else Verdict.INCONCLUSIVE
     reason = f"{len(timed)} operators timed, {len(failed)} wrong or broken"
     page.verdicts.append((page.sources[-1], word, reason))
-    command = " ".join(record["command"])
+    command = shlex.join(record["command"])
     for one in failed:
         text = f"{one['op']} {one['shape']} {one['dtype']}: {one['outcome']}: {one['reason']}"
         page.reasons.append(Reason(_cut(text), command))
@@ -256,7 +257,7 @@ def _add_model(page: Page, record: Mapping[str, Any]) -> None:
     doubts = [f"{one['name']}: {doubt}" for one in timed for doubt in one.get("suspicions") or ()]
     word = Verdict.PASS if timed and not missing and not doubts else Verdict.INCONCLUSIVE
     page.verdicts.append((page.sources[-1], word, f"{len(timed)} steps timed, {len(missing)} not"))
-    command, profile = " ".join(record["command"]), _profile(record["machine"])
+    command, profile = shlex.join(record["command"]), _profile(record["machine"])
     page.reasons += [Reason(_cut(f"{one['name']}: {one['reason']}"), command) for one in missing]
     page.reasons += [Reason(_cut(doubt), command) for doubt in doubts]
     page.measurements += of_model(record, profile)

@@ -207,7 +207,8 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
         step("prefill 8192 after 0", 400.0, chunk=8192, context=0) | {"tokens_per_s": 20_480.0},
         step("decode 8 x 4096", None, batch=8) | {"reason": "the budget of 200 s was spent"},
     ]
-    record = {"kind": "perf model", "command": ["s35", "perf", "model", "--engine", "mine"], "date": "2026-11-24",
+    command = ["s35", "perf", "model", "--engine", "mine", "--only", "@ d4096"]
+    record = {"kind": "perf model", "command": command, "date": "2026-11-24",
               "machine": machine, "ceilings": None, "results": results, "model": {"format": "int4"},
               "speculation": []}  # fmt: skip
     path = tmp_path / "model.json"
@@ -219,6 +220,7 @@ def test_a_record_of_the_whole_model_is_shown_by_depth_with_its_memory(tmp_path)
     assert found["MTP-3 step @ d4096", "step_ms"].share_of_roofline == pytest.approx(0.25)
     assert found["pp8192", "tokens_per_s"].params["n_prompt"] == 8192
     assert page.verdict is Verdict.INCONCLUSIVE
+    assert page.reasons[-1].command == "s35 perf model --engine mine --only '@ d4096'", "a shell takes it as it stands"
     record["results"] = [results[0] | {"suspicions": ["noise: samples spread over 9%"]}]
     (tmp_path / "noisy.json").write_text(json.dumps(record))
     assert gather([tmp_path / "noisy.json"]).verdict is Verdict.INCONCLUSIVE
