@@ -1,8 +1,9 @@
 """The commands ``s35 perf``, ``tune``, ``compile-check``, ``fit`` and ``doctor``."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import serving_commands
 
@@ -53,7 +54,7 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     ops.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help="seconds, then stop (default: 60)")
     ops.add_argument("--fixed-order", action="store_true", help=FIXED_ORDER)
     ops.add_argument("--json", action="store_true", help="print one JSON object")
-    ops.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
+    ops.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too, after each result")
 
     model = what.add_parser("model", help="time the whole model of a geometry", allow_abbrev=False)
     model.description = (
@@ -81,7 +82,7 @@ def _add_perf_arguments(parser: ArgumentParser) -> None:
     model.add_argument("--fixed-order", action="store_true", help=FIXED_ORDER)
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--json", action="store_true", help="print one JSON object")
-    model.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too")
+    model.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there, too, after each result")
 
     serving_commands.add_arguments(what.add_parser("serve", help="many requests at a time", allow_abbrev=False))
 
@@ -146,7 +147,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _run_ops(args: Namespace) -> int:
     import dataclasses
-    import json
     from datetime import UTC, datetime
 
     import torch
@@ -158,34 +158,47 @@ def _run_ops(args: Namespace) -> int:
 
     from .catalogue import select
     from .ceilings import measure_ceilings
+    from .cost import Ceilings
     from .result import Outcome, Result, table
     from .sweep import run_sweep, without_device
 
     cases = select(args.op)
+    machine = dataclasses.asdict(identify(args.device))
+    found: list[Result] = []
+    ceilings: list[Ceilings] = []
+
+    def write() -> str:
+        record = {
+            "kind": "perf ops",
+            "command": ["s35", *_without_place(args.words)],
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine,
+            "ceilings": dataclasses.asdict(ceilings[0]) if ceilings else None,
+            "results": [dataclasses.asdict(result) for result in found],
+        }
+        return _written(args.out, record)
+
     if torch.device(args.device).type == "cuda" and torch.cuda.is_available():
         ours = find_engine(args.engine).name
         with progress("operators", len(cases)) as bar:
 
+            def measured() -> Ceilings:
+                ceilings.append(measure_ceilings())
+                return ceilings[0]
+
             def say(result: Result) -> None:
+                found.append(result)
+                write()
                 if not args.json:
                     bar.say(table([result]).splitlines()[1])
                 if result.engine == ours:  # peers are of the same step
                     bar.advance()
 
-            sweep = run_sweep(cases, args.engine, args.device, args.budget, args.peers, measure_ceilings, say)
+            sweep = run_sweep(cases, args.engine, args.device, args.budget, args.peers, measured, say)
     else:
         sweep = without_device(cases, args.engine, "no CUDA device")
-    record = {
-        "kind": "perf ops",
-        "command": ["s35", *_without_place(args.words)],
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": dataclasses.asdict(identify(args.device)),
-        "ceilings": dataclasses.asdict(sweep.ceilings) if sweep.ceilings else None,
-        "results": [dataclasses.asdict(result) for result in sweep.results],
-    }
-    text = json.dumps(record, indent=2)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+        found += sweep.results
+    text = write()
     print(text if args.json else _summary(sweep, table(sweep.results)))
     outcomes = {result.outcome for result in sweep.results}
     if outcomes & {Outcome.FAIL, Outcome.ERROR}:
@@ -196,7 +209,6 @@ def _run_ops(args: Namespace) -> int:
 
 def _run_model(args: Namespace) -> int:
     import dataclasses
-    import json
     import time
     from datetime import UTC, datetime
 
@@ -243,28 +255,33 @@ def _run_model(args: Namespace) -> int:
         ceilings,
         energy=lambda: EnergyWindow(counters_of(args.device)),
     )
+    machine = dataclasses.asdict(identify(args.device))
+    results: list[ModelResult] = []
+
+    def write() -> str:
+        record = {
+            "kind": "perf model",
+            "command": ["s35", *_without_place(args.words)],
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine,
+            "ceilings": dataclasses.asdict(ceilings) if ceilings else None,
+            "model": dict(model.description()),
+            "results": [dataclasses.asdict(result) for result in results],
+            "speculation": speculation(results),
+        }
+        return _written(args.out, record)
+
     with progress("scenarios", len(scenarios)) as bar:
 
         def say(result: ModelResult) -> None:
+            results.append(result)
+            write()
             if not args.json:
                 bar.say(table([result]).splitlines()[1])
             bar.advance()
 
-        results = measure_all(model, scenarios, how, left_s, say)
-    drafts = speculation(results)
-    record = {
-        "kind": "perf model",
-        "command": ["s35", *_without_place(args.words)],
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": dataclasses.asdict(identify(args.device)),
-        "ceilings": dataclasses.asdict(ceilings) if ceilings else None,
-        "model": dict(model.description()),
-        "results": [dataclasses.asdict(result) for result in results],
-        "speculation": drafts,
-    }
-    text = json.dumps(record, indent=2)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+        measure_all(model, scenarios, how, left_s, say)
+    text, drafts = write(), speculation(results)
     print(text if args.json else table(results))
     if not args.json:
         for row in drafts:
@@ -329,6 +346,18 @@ def _run_tune(args: Namespace) -> int:
     text = merged(args.configs.read_text(encoding="utf-8"), found, made)
     (args.out or args.configs).write_text(text, encoding="utf-8")
     return ExitCode.PASS if len(found) == len(wanted) else ExitCode.INCONCLUSIVE
+
+
+def _written(out: Path | None, record: Mapping[str, Any]) -> str:
+    """The record as JSON, and in its file: after each result, so that whatever ends the command leaves those before."""
+    import json
+
+    text = json.dumps(record, indent=2)
+    if out:
+        part = out.with_name(f"{out.name}.part")
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(out)
+    return text
 
 
 def _without_place(words: Sequence[str]) -> list[str]:

@@ -104,6 +104,19 @@ def test_the_command_makes_a_model_and_times_it_on_a_cpu(tmp_path: Path):
     assert "--out" not in record["command"]
 
 
+def test_what_was_measured_is_kept_when_the_command_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, out = tmp_path / "config.json", tmp_path / "record.json"
+    config.write_text(json.dumps(dict(tiny.TINY)), encoding="utf-8")
+
+    def ends(subject, scenarios, how, left_s, say):
+        say(ModelResult(scenarios[0].name, vars(scenarios[0]), ms=1.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("perf.model.measure_all", ends)
+    main(["perf", "model", "--config", str(config), "--device", "cpu", "--only", "MTP", "--out", str(out)])
+    assert [result["ms"] for result in json.loads(out.read_text(encoding="utf-8"))["results"]] == [1.0]
+
+
 class Counted:
     """A model with random weights that counts positions, as a device would: past its room, a row rests."""
 
