@@ -48,6 +48,7 @@ class Case:
         waits: it returns numbers to the host, so no graph can hold it.
         sizes: the numbers of ``shape``, for peers.
         renew: the same arguments with a workspace that fits the launch configuration of now; None: there is none.
+        made_of: from an engine's rows to what is timed, where that is no row; a LookupError says which it lacks.
     """
 
     op: str
@@ -63,11 +64,29 @@ class Case:
     waits: bool = False
     sizes: Mapping[str, int | None] | None = None
     renew: Callable[[Args], Args] | None = None
+    made_of: Callable[[Mapping[str, Callable[..., Any]]], Callable[..., Any]] | None = None
 
     @property
     def name(self) -> str:
         return f"{self.op} {self.shape} {self.dtype}"
 
     @property
-    def reference_row(self) -> str:
-        return self.reference or self.op
+    def writes(self) -> bool:
+        """Whether it is given caches or workspaces to write to; a row leaves its arguments alone."""
+        return self.fused is not None or self.made_of is not None
+
+    def operator_of(self, rows: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+        """What is timed, of an engine's rows.
+
+        Raises:
+            LookupError: the engine has no such row, or lacks one that it is made of.
+        """
+        if self.made_of is not None:
+            return self.made_of(rows)
+        if self.op not in rows:
+            raise LookupError(f"the engine has no {self.op}")
+        return rows[self.op]
+
+    def reference_of(self, rows: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+        """What ``check`` is given, of the reference's rows."""
+        return self.made_of(rows) if self.made_of is not None else rows[self.reference or self.op]

@@ -7,7 +7,7 @@ from pathlib import Path
 from .case import Case
 
 FOLDER = Path(__file__).parent / "ops"
-FUSED = "fused"
+OTHERS = ("fused", "layers")
 LONG_FLOPS = 5e10
 
 
@@ -17,8 +17,8 @@ def rows() -> list[str]:
 
 
 def all_cases() -> list[Case]:
-    """Cases of every row, then of the fused kernels; what takes long comes last, so that a short budget holds more."""
-    files = [*(f"bench_{row}" for row in rows()), FUSED]
+    """Cases of rows, fused kernels and layers; what takes long comes last, so that a short budget holds more."""
+    files = [*(f"bench_{row}" for row in rows()), *OTHERS]
     cases = [case for file in files for case in importlib.import_module(f"{__package__}.ops.{file}").cases()]
     return sorted(cases, key=lambda case: case.cost.flops >= LONG_FLOPS)
 

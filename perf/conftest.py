@@ -314,7 +314,7 @@ def timed(
     """Time one case."""
 
     def run(case: Case, cache: str) -> None:
-        operator, reference = _operator(case, rows, recording.subject), reference_rows[case.reference_row]
+        operator, reference = _operator(case, rows, recording.subject), case.reference_of(reference_rows)
 
         def once() -> list[Measurement]:
             outcome = _once(request.config, case, cache, operator, reference)
@@ -398,9 +398,10 @@ def _operator(case: Case, rows: dict[str, Callable[..., Any]], subject: str) -> 
 
     if case.fused and subject.startswith("optimized"):
         return fused.find(case.fused)
-    if case.op not in rows:
-        pytest.skip(f"the engine has no {case.op}")
-    return rows[case.op]
+    try:
+        return case.operator_of(rows)
+    except LookupError as error:
+        pytest.skip(str(error.args[0]))
 
 
 def _once(

@@ -1,7 +1,6 @@
 """Run cases on a CUDA device: check the output, then time it, beside ceilings of the same run."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,22 +88,16 @@ def _measure(
     peers: Sequence[Peer],
 ) -> list[Result]:
     """The engine's result, then the peers' on the same inputs."""
-    operator = rows.get(case.op)
-    if case.fused and engine.name.startswith("optimized"):
-        try:
-            operator = fused.find(case.fused)
-        except LookupError as error:
-            return [blank(case, engine.name, Outcome.NOT_OFFERED, str(error))]
+    try:
+        is_ours = case.fused and engine.name.startswith("optimized")
+        operator = fused.find(case.fused or "") if is_ours else case.operator_of(rows)
+    except LookupError as error:
+        return [blank(case, engine.name, Outcome.NOT_OFFERED, str(error.args[0]))]
     try:
         sets = sets_of(case)
     except (RuntimeError, LookupError, ValueError, NotImplementedError) as error:
         return [blank(case, engine.name, Outcome.ERROR, f"inputs: {_line(error)}")]
-    results = []
-    if operator is None:
-        results.append(blank(case, engine.name, Outcome.NOT_OFFERED, f"{engine.name} has no {case.op}"))
-    else:
-        check = _Checked(case, reference.get(case.reference_row))
-        results.append(_timed(case, engine.name, operator, sets, check, ceilings))
+    results = [_timed(case, engine.name, operator, sets, _Checked(case, case.reference_of(reference)), ceilings)]
     for peer in peers:
         try:
             prepared = [(peer.prepare(args),) for args in sets]
@@ -125,11 +118,9 @@ def _measure(
 @dataclass(frozen=True)
 class _Checked:
     case: Case
-    reference: Callable[..., Any] | None
+    reference: Callable[..., Any]
 
     def __call__(self, args: Args, got: Any) -> tuple[float, str]:
-        if self.reference is None:
-            return math.inf, f"the reference has no {self.case.reference_row}"
         agreement = self.case.check(self.reference, args, got)
         return agreement.error, agreement.of
 

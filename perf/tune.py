@@ -148,7 +148,7 @@ def _try_all(kernel: str, case_name: str, part: Sequence[Options]) -> list[Optio
     works = []
     with torch.inference_mode():
         args, operator = case.build(Maker("cuda"))(), operator_of(case)
-        reference = reference_rows("cuda")[case.reference_row]
+        reference = case.reference_of(reference_rows("cuda"))
         for options in part:
             try:
                 with trying(kernel, options):
@@ -169,7 +169,7 @@ def operator_of(case: Case) -> Callable[..., Any]:
     """The optimised engine's operator or fused kernel of a case."""
     from conformance.engine import find_engine
 
-    return fused.find(case.fused) if case.fused else find_engine("optimized.engine:engine").ops()[case.op]
+    return fused.find(case.fused) if case.fused else case.operator_of(find_engine("optimized.engine:engine").ops())
 
 
 def _time(
