@@ -7,10 +7,13 @@ import torch
 from kernels import DEVICE
 
 from conformance.model import tiny
+from optimized.decoding import seat
 from optimized.kv_cache import PAGE_SIZE
 from optimized.launch import fixed_order
 from optimized.loading import Wanted, load
 from optimized.model import OptimizedModel
+from optimized.prefill import Prefill, run_all
+from optimized.speculative import Filters, Kind, Rows
 from reference.checkpoint import Checkpoint
 
 TOKENS = torch.randint(2, 256, (PAGE_SIZE + 26,), generator=torch.Generator().manual_seed(4)).tolist()
@@ -51,3 +54,28 @@ def test_neighbours_and_the_order_of_pages_change_no_bit(model: OptimizedModel, 
         assert session.context.pages != sorted(session.context.pages) or session.context.pages[0] > 0
         assert torch.equal(logits, whole[:80])
         assert torch.equal(session.extend(TOKENS[80:]), whole[80:])
+
+
+@pytest.mark.parametrize("start", [PAGE_SIZE - 1, 80])
+def test_verifying_drafts_gives_the_bits_of_single_steps(model: OptimizedModel, start: int):
+    runner, cache, most = model.runner, model.cache, model.runner.num_depths
+    new = torch.tensor(TOKENS[start : start + most + 1], device=DEVICE)
+    with fixed_order():
+        context = cache.open()
+        cache.reserve(context, len(TOKENS))
+        run_all(Prefill(runner, cache, context, TOKENS[:start], 0))
+        rows = Rows(runner, cache, 1, Kind(most))
+        seat(rows, 0, context, len(TOKENS), Filters())
+
+        def steps_of(query_len: int) -> torch.Tensor:
+            """The same tokens, so many a step; keys and values are written over by equal ones."""
+            found = []
+            for first in range(0, len(new), query_len):
+                rows.lengths.fill_(start + first)
+                step = rows._step(rows._inputs(query_len), query_len)
+                found.append(runner.backbone(new[first : first + query_len], step)[1])
+            return torch.cat(found)
+
+        together, alone = steps_of(most + 1), steps_of(1)
+        cache.close(context)
+    assert torch.equal(together, alone)
