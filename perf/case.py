@@ -79,12 +79,12 @@ class Case:
         """What is timed, of an engine's rows.
 
         Raises:
-            LookupError: the engine has no such row, or lacks one that it is made of.
+            LookupError: which rows the engine lacks, as "no linear".
         """
         if self.made_of is not None:
             return self.made_of(rows)
         if self.op not in rows:
-            raise LookupError(f"the engine has no {self.op}")
+            raise LookupError(f"no {self.op}")
         return rows[self.op]
 
     def reference_of(self, rows: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """The commands ``s35 perf``, ``tune``, ``compile-check``, ``fit`` and ``doctor``."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _run_ops(args: Namespace) -> int:
-    import dataclasses
-    from datetime import UTC, datetime
 
     import torch
 
@@ -163,20 +161,12 @@ def _run_ops(args: Namespace) -> int:
     from .sweep import run_sweep, without_device
 
     cases = select(args.op)
-    machine = dataclasses.asdict(identify(args.device))
+    machine = identify(args.device)
     found: list[Result] = []
     ceilings: list[Ceilings] = []
 
     def write() -> str:
-        record = {
-            "kind": "perf ops",
-            "command": ["s35", *_without_place(args.words)],
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine,
-            "ceilings": dataclasses.asdict(ceilings[0]) if ceilings else None,
-            "results": [dataclasses.asdict(result) for result in found],
-        }
-        return _written(args.out, record)
+        return _written(args, machine, ceilings[0] if ceilings else None, found)
 
     if torch.device(args.device).type == "cuda" and torch.cuda.is_available():
         ours = find_engine(args.engine).name
@@ -208,9 +198,7 @@ def _run_ops(args: Namespace) -> int:
 
 
 def _run_model(args: Namespace) -> int:
-    import dataclasses
     import time
-    from datetime import UTC, datetime
 
     import torch
 
@@ -255,21 +243,12 @@ def _run_model(args: Namespace) -> int:
         ceilings,
         energy=lambda: EnergyWindow(counters_of(args.device)),
     )
-    machine = dataclasses.asdict(identify(args.device))
+    machine = identify(args.device)
     results: list[ModelResult] = []
 
     def write() -> str:
-        record = {
-            "kind": "perf model",
-            "command": ["s35", *_without_place(args.words)],
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine,
-            "ceilings": dataclasses.asdict(ceilings) if ceilings else None,
-            "model": dict(model.description()),
-            "results": [dataclasses.asdict(result) for result in results],
-            "speculation": speculation(results),
-        }
-        return _written(args.out, record)
+        described = dict(model.description())
+        return _written(args, machine, ceilings, results, model=described, speculation=speculation(results))
 
     with progress("scenarios", len(scenarios)) as bar:
 
@@ -348,15 +327,26 @@ def _run_tune(args: Namespace) -> int:
     return ExitCode.PASS if len(found) == len(wanted) else ExitCode.INCONCLUSIVE
 
 
-def _written(out: Path | None, record: Mapping[str, Any]) -> str:
+def _written(args: Namespace, machine: Any, ceilings: Any, results: Sequence[Any], **more: Any) -> str:
     """The record as JSON, and in its file: after each result, so that whatever ends the command leaves those before."""
+    import dataclasses
     import json
+    from datetime import UTC, datetime
 
+    record = {
+        "kind": f"perf {args.what}",
+        "command": ["s35", *_without_place(args.words)],
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": dataclasses.asdict(machine),
+        "ceilings": dataclasses.asdict(ceilings) if ceilings else None,
+        "results": [dataclasses.asdict(result) for result in results],
+        **more,
+    }
     text = json.dumps(record, indent=2)
-    if out:
-        part = out.with_name(f"{out.name}.part")
+    if args.out:
+        part = args.out.with_name(f"{args.out.name}.part")
         part.write_text(text + "\n", encoding="utf-8")
-        part.replace(out)
+        part.replace(args.out)
     return text
 
 

@@ -401,7 +401,7 @@ def _operator(case: Case, rows: dict[str, Callable[..., Any]], subject: str) -> 
     try:
         return case.operator_of(rows)
     except LookupError as error:
-        pytest.skip(str(error.args[0]))
+        pytest.skip(f"the engine has {error.args[0]}")
 
 
 def _once(

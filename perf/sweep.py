@@ -88,16 +88,22 @@ def _measure(
     peers: Sequence[Peer],
 ) -> list[Result]:
     """The engine's result, then the peers' on the same inputs."""
+    operator, lacks = None, ""
+    is_ours = engine.name.startswith("optimized")
     try:
-        is_ours = case.fused and engine.name.startswith("optimized")
-        operator = fused.find(case.fused or "") if is_ours else case.operator_of(rows)
+        operator = fused.find(case.fused) if case.fused and is_ours else case.operator_of(rows)
     except LookupError as error:
-        return [blank(case, engine.name, Outcome.NOT_OFFERED, str(error.args[0]))]
+        lacks = str(error.args[0]) if case.fused and is_ours else f"{engine.name} has {error.args[0]}"
     try:
         sets = sets_of(case)
     except (RuntimeError, LookupError, ValueError, NotImplementedError) as error:
         return [blank(case, engine.name, Outcome.ERROR, f"inputs: {_line(error)}")]
-    results = [_timed(case, engine.name, operator, sets, _Checked(case, case.reference_of(reference)), ceilings)]
+    results = []
+    if operator is None:
+        results.append(blank(case, engine.name, Outcome.NOT_OFFERED, lacks))
+    else:
+        check = _Checked(case, case.reference_of(reference))
+        results.append(_timed(case, engine.name, operator, sets, check, ceilings))
     for peer in peers:
         try:
             prepared = [(peer.prepare(args),) for args in sets]

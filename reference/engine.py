@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .config import LayerConfig
 from .generate import Generation, SamplingParams, generate
+from .layers import decoder_layer
 from .model import Model
 from .operators import Operators
 from .quantization import quantize_fp8_weight, quantize_int4_weight
@@ -78,6 +80,15 @@ class ReferenceEngine:
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Every row of ``reference/ops``."""
         return dict(vars(self.operators))
+
+    def layer_of(self, rows: Mapping[str, Callable[..., Any]]) -> Callable[..., Tensor]:
+        """``decoder_layer`` made of anybody's rows: it takes all that ``decoder_layer`` does, but for the operators.
+
+        Args:
+            rows: those that the layer reaches; of one that is not there, the reference's would be taken.
+        """
+        operators = replace(self.operators, **rows)
+        return partial(decoder_layer, ops=operators)
 
     def load_model(self, checkpoint: Path) -> "ReferenceModel":
         """Load a checkpoint in the published format.

@@ -34,7 +34,6 @@ MAY_IMPORT = {  # of the suite's own modules, besides itself
         *("reports.levels", "reports.waivers", "reports.known_failures"),
     ),
     "perf": (
-        *("reference.layers", "reference.operators", "reference.ops.rope"),  # a layer is made of an engine's rows
         *("conformance.engine", "reference.config", "hardware", "reports.schema", "reports.verdict"),
         *(
             "reports.measurement",

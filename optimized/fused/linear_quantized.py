@@ -16,6 +16,7 @@ from ..ops.quantize_activation import quantize_activation
 from .moe import Inputs, Slots, product, streamed
 from .moe_direct import down_direct, fits
 from .moe_stored import format_of, stored
+from .widen import fits as fits_widened
 from .widen import widen
 
 REPLACES = ("quantize_activation", "linear")
@@ -50,13 +51,16 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
     if y.numel() > 0:
         sizes: dict[str, int | str] = {"T": len(rows), "O": num_outputs, "I": num_inputs}
         sizes["format"] = format_of(rows, held, rounds)
-        sizes["is_bf16"] = int(not rounds and rows.dtype == torch.bfloat16)
+        takes_widened = fits_widened(rows, held, rounds)
+        sizes["widens"] = int(takes_widened)
         sizes["direct"] = int(not rounds and fits(rows, None, held))
         launch = dict(launch_for(op, x.device, **sizes).options)
         path = launch.pop("PATH", "grouped")
         if path == "direct":
             return down_direct(rows, None, None, held, launch).view(y.shape)
         if path == "widened":
+            if not takes_widened:
+                raise LookupError(f"{op}: path 'widened' is for bfloat16 rows as they are; want 'grouped'")
             return linear(rows, widen(held, 0, num_inputs)).view(y.shape)
         inputs = Inputs(*quantize_activation(rows), rounds=True) if rounds else Inputs(rows)
         if path == "stream":

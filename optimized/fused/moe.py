@@ -34,6 +34,7 @@ from .moe_stored import Stored, format_of, is_whole, num_groups
 from .moe_stream import _down_stream_kernel, _up_stream_kernel
 from .moe_wgmma import HEIGHT, wgmma
 from .moe_wgmma import fits as fits_wgmma
+from .widen import fits as fits_widened
 from .widen import widen
 
 
@@ -124,8 +125,8 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes: dict[str, int | str] = {"T": num_tokens, "D": hidden_size, "F": block.width, "E": num_experts}
     sizes |= {"R": num_tokens * slots_per_token, "format": format_of(x, block.gate, block.rounds)}
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
-    is_wide = x.dtype == torch.bfloat16 and not block.rounds and routing is None
-    sizes["is_quantized"] = int(is_wide and block.gate.kind != PLAIN.value)
+    takes_widened = routing is None and fits_widened(x, block.gate, block.rounds)
+    sizes["widens"] = int(takes_widened)
     sizes["direct"] = int(
         not block.rounds and fits(x, slots_per_token if routing else None, block.gate, block.up, block.down)
     )
@@ -133,6 +134,8 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes["wgmma"] = int(takes_wgmma)
     path = launch_for(family, x.device, **sizes).options
     if path["PATH"] == "widened":
+        if not takes_widened:
+            raise LookupError(f"{family}: path 'widened' does not take these weights; want 'all' in launch_configs")
         return _widened(x, block)
     if path["PATH"] == "wgmma":
         if routing is None or not takes_wgmma:

@@ -49,6 +49,11 @@ def _widen_kernel(
     tl.store(at, wide.to(wide_ptr.dtype.element_ty), mask=is_row[:, None] & (i < I)[None, :])
 
 
+def fits(x: Tensor, weight: Stored, rounds: bool) -> bool:
+    """Whether products of ``x`` may take the weight widened: bfloat16 rows as they are, and a quantised weight."""
+    return x.dtype == torch.bfloat16 and not rounds and weight.kind in (FP8.value, INT4.value)
+
+
 def widen(weight: Stored, expert: int, num_inputs: int) -> Tensor:
     """One expert's weight, [O, I] bfloat16: code times scale in float32, rounded once.
 
@@ -57,7 +62,6 @@ def widen(weight: Stored, expert: int, num_inputs: int) -> Tensor:
         expert: which of its first axis.
         num_inputs: I.
     """
-    assert weight.kind in (FP8.value, INT4.value), "weights that are wide need no widening"
     codes, scale = weight.codes[expert], weight.scale[expert]
     num_outputs = len(codes)
     wide = torch.empty((num_outputs, num_inputs), dtype=torch.bfloat16, device=codes.device)

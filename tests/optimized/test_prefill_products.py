@@ -9,6 +9,7 @@ from judged import FORMAT_OF, check, gated, moved, quantized, rows
 from optimized.fused.linear_quantized import linear_quantized
 from optimized.fused.moe_stored import stored
 from optimized.fused.widen import widen
+from optimized.launch import trying
 from optimized.ops.linear import linear
 from optimized.runner import with_expert_axis
 
@@ -56,3 +57,15 @@ def test_products_on_widened_weights_are_within_the_envelope(profile: str) -> No
     weights = [quantized(profile, *shape, seed=n) for n, shape in enumerate([(256, 128), (256, 128), (128, 256)])]
     wide = [weight.dequantize() for weight in weights]
     check("mlp", profile, LAUNCHES, gated, (rows(9, 128), *weights, 0.5), (rows(9, 128), *wide, 0.5))
+
+
+def test_what_cannot_be_widened_is_refused() -> None:
+    weight, x = moved(quantized("w8a16", 128, 128)), moved(rows(2, 128))
+    with trying("linear_quantized", {"PATH": "widened"}):
+        with pytest.raises(LookupError, match="'widened' is for bfloat16 rows"):
+            linear_quantized(x.float(), weight)
+        with pytest.raises(LookupError, match="'widened' is for bfloat16 rows"):
+            linear_quantized(x, weight, rounds=True)
+    wide = moved(torch.zeros(128, 128, dtype=torch.bfloat16))
+    with trying("mlp", {"PATH": "widened"}), pytest.raises(LookupError, match="'widened' does not take these weights"):
+        gated(x, wide, wide, wide, 0.0)

@@ -148,10 +148,9 @@ def changes_a_weight():
     def operator(x, weight):
         nonlocal calls
         calls += 1
-        y = honest(x, weight)
         if calls > 5:
-            weight[0] = 0.0
-        return y
+            weight[0] = 0.0  # before it multiplies: by what is there now, its output is right
+        return honest(x, weight)
 
     return operator
 
@@ -202,8 +201,7 @@ CHEATS = {  # name: (maker, what the reason must hold)
     "half precision": (half_precision, "of wider inputs"),
     "half precision, widened": (half_precision_widened, "times the tolerance"),
     "eats its input": (eats_its_input, "an input was changed"),
-    # in one call of hundreds its output is of the weight as it was, and that call may be the one that is checked
-    "changes a weight": (changes_a_weight, "a weight was changed|times the tolerance"),
+    "changes a weight": (changes_a_weight, "a weight was changed"),
     "patched timer": (patched_timer, "a clock was replaced: time.perf_counter"),
     "patched events": (patched_events, "a clock was replaced: torch.cuda.Event.elapsed_time"),
     "patched comparison": (patched_comparison, "a clock was replaced: torch.Tensor.clone"),

@@ -1,7 +1,6 @@
 """Timing that cannot be fooled: honest work has a time, cheats have none, and what disturbs a time is said."""
 
 import inspect
-import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -56,7 +55,7 @@ def test_a_cheat_has_no_time(name, monkeypatch):
     operator = maker(monkeypatch) if inspect.signature(maker).parameters else maker()
     outcome = outcome_of(operator)
     assert outcome.samples is None
-    assert re.search(said, outcome.wrong or "")
+    assert said in (outcome.wrong or "")
 
 
 def test_there_are_enough_cheats():
