@@ -53,11 +53,11 @@ def linear_quantized(x: Tensor, weight: QuantizedWeight, rounds: bool = False) -
         sizes["format"] = format_of(rows, held, rounds)
         takes_widened = fits_widened(rows, held, rounds)
         sizes["widens"] = int(takes_widened)
-        sizes["direct"] = int(not rounds and fits(rows, None, held))
+        sizes["direct"] = int(fits(rows, None, held, rounds=rounds))
         launch = dict(launch_for(op, x.device, **sizes).options)
         path = launch.pop("PATH", "grouped")
         if path == "direct":
-            return down_direct(rows, None, None, held, launch).view(y.shape)
+            return down_direct(rows, None, None, held, launch, rounds).view(y.shape)
         if path == "widened":
             if not takes_widened:
                 raise LookupError(f"{op}: path 'widened' is for bfloat16 rows as they are; want 'grouped'")

@@ -2,7 +2,7 @@
 
     path "decode"   moe_decode: weights as they are, slots one by one, nothing is sorted; two launches
     path "direct"   moe_direct: the same for quantised weights, on tensor cores; two launches
-    path "stream"   moe_stream: the same for any shape, and for activations in FP8; two launches, one more for FP8
+    path "stream"   moe_stream: the same for any shape; two launches, one more for activations in FP8
     path "scan"     moe_grouped: every program finds its block's slots itself; three launches
     path "sorted"   moe_grouped on tables of moe_blocks; five launches, one more for FP8
     path "widened"  one expert that has every row: products of bfloat16 with its widened weights
@@ -127,10 +127,9 @@ def gated_block(family: str, x: Tensor, block: Gated, routing: Routing | None) -
     sizes["rows_per_expert"] = -(-num_tokens * slots_per_token // num_experts)
     takes_widened = routing is None and fits_widened(x, block.gate, block.rounds)
     sizes["widens"] = int(takes_widened)
-    sizes["direct"] = int(
-        not block.rounds and fits(x, slots_per_token if routing else None, block.gate, block.up, block.down)
-    )
-    takes_wgmma = routing is not None and fits_wgmma(x, block.gate, block.up, block.down, rounds=block.rounds)
+    weights, per_token = (block.gate, block.up, block.down), None if routing is None else slots_per_token
+    sizes["direct"] = int(fits(x, per_token, *weights, rounds=block.rounds))
+    takes_wgmma = routing is not None and fits_wgmma(x, *weights, rounds=block.rounds)
     sizes["wgmma"] = int(takes_wgmma)
     path = launch_for(family, x.device, **sizes).options
     if path["PATH"] == "widened":
@@ -197,9 +196,9 @@ def _direct(family: str, x: Tensor, block: Gated, routing: Routing | None, sizes
     if routing is not None:
         ids, weights, is_older = routing.ids, routing.weights, routing.is_older
     launch = launch_for(f"{family}_up_direct", x.device, **sizes).options
-    inner = up_direct(x, ids, block.gate, block.up, block.limit, launch, is_older)
+    inner = up_direct(x, ids, block.gate, block.up, block.limit, launch, is_older, block.rounds)
     launch = launch_for(f"{family}_down_direct", x.device, **sizes).options
-    return down_direct(inner, ids, weights, block.down, launch)
+    return down_direct(inner, ids, weights, block.down, launch, block.rounds)
 
 
 def _stream(

@@ -17,15 +17,17 @@ X_IN_WORD = 4  # bfloat16 in 64 bits
 OUTPUTS = 32  # the most of a program; divides the 128 that share a scale in FP8
 
 
-def fits(x: Tensor, per_token: int | None, *weights: Stored) -> bool:
+def fits(x: Tensor, per_token: int | None, *weights: Stored, rounds: bool = False) -> bool:
     """Whether the kernels take rows of ``x`` and these weights: bfloat16, whole groups and words, whole tiles.
 
     Args:
         per_token: experts of each row; None: one weight has every row.
+        rounds: whether rows are rounded to e4m3, which is done where a program has one of them.
     """
     is_read = COMPILES.value and x.dtype == torch.bfloat16 and x.stride(0) % X_IN_WORD == 0
     is_read = is_read and x.storage_offset() % X_IN_WORD == 0
     is_met = len(x) <= COLUMNS.value if per_token is None else per_token & (per_token - 1) == 0
+    is_met = is_met and not (rounds and per_token is None and len(x) > 1)
     return is_read and is_met and all(_fits(weight) for weight in weights)
 
 
@@ -46,10 +48,12 @@ def up_direct(
     limit: float,
     launch: Mapping[str, Any],
     ids_are_older: bool = False,
+    rounds: bool = False,
 ) -> Tensor:
     """[T A, F] bfloat16 of [T, D]; without ids, one expert has every row.
 
     Args:
+        rounds: x to e4m3 in groups of 128.
         ids_are_older: whether another kernel was started after the one that wrote ids, and waited for it.
     """
     num_tokens, width = len(x), gate.codes.shape[1]
@@ -60,13 +64,19 @@ def up_direct(
     up_direct_kernel[(1 if ids is None else slots, width // launch["BLOCK_F"])](
         words, words if ids is None else ids, gate_words, up_words, gate.scale, up.scale, inner, words.stride(0),
         *gate_words.stride()[:2], *gate.scale.stride()[:2], width, slots // num_tokens, rows, limit,
-        ROUTED=ids is not None, IDS_OLDER=ids_are_older, KIND=gate.kind, CLAMP=limit > 0, **launch,
+        ROUTED=ids is not None, IDS_OLDER=ids_are_older, KIND=gate.kind, ROUNDS=rounds, CLAMP=limit > 0,
+        **launch,
     )  # fmt: skip
     return inner
 
 
 def down_direct(
-    x: Tensor, ids: Tensor | None, weights: Tensor | None, weight: Stored, launch: Mapping[str, Any]
+    x: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    weight: Stored,
+    launch: Mapping[str, Any],
+    rounds: bool = False,
 ) -> Tensor:
     """[T, D] bfloat16 of [T A, F], added up over each token's experts; without ids, a plain product."""
     num_outputs = weight.codes.shape[1]
@@ -78,7 +88,7 @@ def down_direct(
     down_direct_kernel[(programs, num_outputs // launch["BLOCK_D"])](
         words, words if ids is None else ids, words if weights is None else weights, codes, weight.scale, y,
         words.stride(0), *codes.stride()[:2], *weight.scale.stride()[:2], num_outputs, rows,
-        ROUTED=ids is not None, KIND=weight.kind, A=per_token, **launch,
+        ROUTED=ids is not None, KIND=weight.kind, ROUNDS=rounds, A=per_token, **launch,
     )  # fmt: skip
     return y
 

@@ -14,6 +14,8 @@ from optimized.fused.moe_math import FP8, INT4
 from optimized.fused.moe_stored import Stored
 from optimized.launch import trying
 from optimized.ops.experts import experts
+from optimized.ops.experts_fp8 import experts_fp8
+from reference.quantization import dequantize_fp8_activation, quantize_fp8_activation
 
 D, F, E, A = 512, 256, 6, 2
 LAUNCHES: dict[str, dict[str, Any]] = {
@@ -30,14 +32,17 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @needs_cuda
 @pytest.mark.cuda
-@pytest.mark.parametrize("profile", list(FORMAT_OF))
+@pytest.mark.parametrize("profile", [*FORMAT_OF, "fp8"])
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 @pytest.mark.parametrize("num_tokens", [1, 3, 17])
-def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens: int) -> None:
+@pytest.mark.parametrize("magnitude", [1.0, 2.0**-60, 2.0**20])  # each group of a row has its power of two
+def test_experts_are_within_the_envelope(profile: str, limit: float, num_tokens: int, magnitude: float) -> None:
     ids = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(t))[:A] for t in range(num_tokens)])
     weights = torch.rand(num_tokens, A, generator=torch.Generator().manual_seed(5)) + 0.1
-    stacked = [quantized(profile, E, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
-    check("experts", profile, LAUNCHES, experts, (rows(num_tokens, D), ids, weights, *stacked, limit))
+    weight_of = "w8a16" if profile == "fp8" else profile
+    stacked = [quantized(weight_of, E, *shape, seed=n) for n, shape in enumerate([(F, D), (F, D), (D, F)])]
+    op, run = ("experts_fp8", experts_fp8) if profile == "fp8" else ("experts", experts)
+    check(op, profile, LAUNCHES, run, (rows(num_tokens, D) * magnitude, ids, weights, *stacked, limit))
 
 
 @needs_cuda
@@ -77,6 +82,17 @@ def test_products_without_routing_are_within_the_envelope(profile: str, num_toke
     check("linear", profile, LAUNCHES, linear_quantized, (x, odd), (x, odd.dequantize()))
 
 
+@needs_cuda
+@pytest.mark.cuda
+def test_a_product_of_a_rounded_row_is_within_the_envelope() -> None:
+    weight = quantized("w8a16", F, D)
+    x = rows(1, D)
+    x[0, :128] = 0.0
+    x[0, 128:256] *= 2.0**100
+    args = (dequantize_fp8_activation(*quantize_fp8_activation(x), dtype=torch.float32), weight.dequantize())
+    check("linear", "bf16", LAUNCHES, linear_quantized, (x, weight, True), args)
+
+
 @pytest.mark.parametrize(
     ("what", "x", "codes", "kind", "per_token"),
     [
@@ -96,5 +112,9 @@ def test_what_does_not_fit_goes_another_way(
     monkeypatch.setattr("optimized.fused.moe_direct.COMPILES", constexpr(True))
     stored = Stored(torch.zeros(codes, dtype=torch.uint8), torch.zeros(1), kind.value)
     assert not fits(x, per_token, stored), what
-    assert fits(rows(8, D), A, Stored(torch.zeros((E, F, D), dtype=torch.uint8), torch.zeros(1), FP8.value))
+    fp8 = Stored(torch.zeros((E, F, D), dtype=torch.uint8), torch.zeros(1), FP8.value)
+    assert fits(rows(8, D), A, fp8)
+    assert fits(rows(8, D), A, fp8, rounds=True)
+    assert fits(rows(1, D), None, fp8, rounds=True)
+    assert not fits(rows(2, D), None, fp8, rounds=True), "each of several rows would need its own scales"
     assert fits(rows(1, D), None, Stored(torch.zeros((E, F, D // 2), dtype=torch.uint8), torch.zeros(1), INT4.value))
