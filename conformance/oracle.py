@@ -21,6 +21,7 @@ Tokens = list[int] | list[list[int]]  # a context, or several of one length: the
 LEGAL_MODELS, MOST_MODELS = 4, 16  # evaluations of a whole model: few where its rows are many ...
 LEGAL_TOKENS = 64  # ... and more where a context has less than this many tokens over all of them
 DECIDED_OTHERWISE, TIE_NOISE = 8, 3.0  # evaluations beside these in which near-ties fall otherwise, see legal_logits
+DECIDED_TOKENS = 32  # ... and how many tokens each of them takes at least: copies of a context that has fewer
 LEGAL_ROWS = 1024  # rows, over all evaluations of an operator, from which the largest legal error is taken ...
 FEWEST, MOST = 16, 64  # ... within these numbers of evaluations
 
@@ -75,11 +76,18 @@ class OracleModel:
         """Legal evaluations of ``logits``.
 
         In a narrow profile, rounding decides near-ties between experts, and a few evaluations decide too few of them
-        both ways: as many again choose by scores with ``TIE_NOISE`` times the noise that evaluations show.
+        both ways: as many again choose by scores with ``TIE_NOISE`` times the noise that evaluations show. In a short
+        context, whose rows no others stand beside, each of those decides several times: two near-ties of one token
+        fall together in one of twenty-five evaluations, and decide all that it comes to.
         """
         plain = [_logits_and_scores(model, token_ids) for model in self.legal_models(_length(token_ids))]
         logits = [one for one, _ in plain]
-        return logits + [_logits(model, token_ids) for model in self._otherwise([scores for _, scores in plain])]
+        for model in self._otherwise([scores for _, scores in plain]):
+            if isinstance(token_ids[0], int):
+                logits += _logits(model, [token_ids] * max(DECIDED_TOKENS // len(token_ids), 1)).unbind()
+            else:
+                logits.append(_logits(model, token_ids))
+        return logits
 
     def legal_passes(self, token_ids: list[int]) -> list[Model]:
         """The models of ``legal_logits``, each for one pass over these tokens and whatever comes after it."""

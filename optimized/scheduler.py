@@ -2,7 +2,8 @@
 
 Requests are admitted in the order of arrival, once a row, a slot and the pages of their prompts are free. When pages
 run out, kept beginnings are given up first; then the newest request is preempted: it waits, and is computed again
-from all its tokens. What a request is given depends on its tokens and its seed, never on its neighbours.
+from all its tokens. What a request is given depends on its tokens and its seed, never on its neighbours; only a drawn
+text that verifies drafts goes on otherwise, and as likely, after a preemption: its drafts are made anew.
 
 Nothing runs by itself: whoever owns the scheduler calls ``step``, which starts work on the device and returns what
 earlier steps came to.

@@ -18,6 +18,7 @@ from optimized.scheduler import Scheduler
 from optimized.speculative import Filters
 from optimized.weights import PROFILES, load_weights
 from reference.checkpoint import Checkpoint
+from reference.ops.sampling import sampling
 
 pytestmark = [
     pytest.mark.cuda,
@@ -68,6 +69,15 @@ def near_tie(model: OptimizedModel, request: Request, got: list[int], want: list
     return request.filters.is_greedy and bool((logits[got[part]] - logits[want[part]]).abs() < TOLERANCE)
 
 
+def is_its_own(model: OptimizedModel, request: Request, got: list[int]) -> bool:
+    """Whether every token is among those that the request's filters leave after the ones before it."""
+    logits = model.new_session().extend([*request.prompt_ids, *got[:-1]])[-len(got) :]
+    one = request.filters
+    wider = min(one.top_p + TOLERANCE, 1.0), max(one.min_p - TOLERANCE, 0.0)  # rounding decides what is at the border
+    chances = sampling(logits.float().cpu(), one.temperature, one.top_k, *wider)
+    return bool((chances.gather(1, torch.tensor(got)[:, None]) > 0).all())
+
+
 @pytest.mark.parametrize("mtp", [0, 3, AUTO])
 def test_hundreds_of_requests_get_what_they_get_alone_and_leave_nothing_behind(tmp_path: Path, mtp: int | str) -> None:
     chance = random.Random(str(mtp))
@@ -82,6 +92,9 @@ def test_hundreds_of_requests_get_what_they_get_alone_and_leave_nothing_behind(t
         def expected(request: Request) -> list[int]:
             number = next(number for number, one in soaked.requests.items() if one is request)
             got, want = soaked.tokens[number], alone(model, request, 3 if mtp == AUTO else int(mtp))
+            drafts_moved = mtp == AUTO or (mtp != 0 and soaked.ends[number].usage.preemptions > 0)
+            if drafts_moved and not request.filters.is_greedy:  # another text then, as likely: see scheduler
+                return got if is_its_own(model, request, got) else want
             same = got == want[: len(got)]
             return want if same or not near_tie(model, request, got, want) else got
 
