@@ -168,3 +168,11 @@ def _holds(entry: Mapping[str, Any], sizes: Mapping[str, int | str]) -> bool:
         if not (sizes[name] <= value if key.startswith("max_") else sizes[name] == value):
             return False
     return True
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run beside each other, at least: for kernels that share out their work."""
+    if device.type == "meta":
+        return 128  # a device that is only compiled for has enough for splits
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

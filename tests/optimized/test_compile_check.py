@@ -44,7 +44,7 @@ def test_kernels_compile_and_fit_on_hopper_and_on_dgx_spark():
         assert kernel["problem"] == ""
         assert 0 < kernel["registers"] <= 255
     matrix = {
-        target: {k["matrix"] for k in kernels if (k["op"], k["target"]) == ("attention", target)}
+        target: {k["matrix"] for k in kernels if (k["kernel"], k["target"]) == ("_attention_kernel", target)}
         for target in ("sm_90", "sm_121")
     }
     assert "wgmma" in matrix["sm_90"]
@@ -55,7 +55,7 @@ def test_a_kernel_that_is_too_large_is_found():
     done = call("-c", PROGRAM)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "bytes of shared memory, limit 16; 0 bytes spilled, bound -1 [attention T=1" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 kernels, 1 do not fit or do not compile"
+    assert done.stdout.splitlines()[-1] == "2 kernels, 2 do not fit or do not compile"
 
 
 def test_mistakes_are_named(monkeypatch):
