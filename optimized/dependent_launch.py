@@ -3,9 +3,9 @@
 Between two kernels of a graph lies a microsecond in which nothing is read, as much as a small kernel takes. With
 ``launch_pdl = true`` in its launch configuration a kernel is started as soon as the one before says so; it then waits
 for that one's results. Before ``begin_kernel()`` it writes nothing, and reads only what is older than the kernel
-before: weights, and what the first kernels of a step make of positions and pages. A kernel lets the next one start when
-its own wait is over: all before it have finished then. Let start at once, the next ones took places and waited in them,
-and a step of the whole model was a tenth slower (H200, 2026-11-24: 4.65 ms, 4.24).
+before: weights, what the first kernels of a step make of positions and pages, keys and values of older tokens. A kernel
+lets the next one start when its own wait is over: all before it have finished then. Let start at once, the next ones
+took places and waited in them, and a step of the whole model was a tenth slower (H200, 2026-11-24: 4.65 ms, 4.24).
 Source: CUDA programming guide, programmatic dependent launch; compute capability 9.0 and later, elsewhere nothing.
 """
 

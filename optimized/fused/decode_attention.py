@@ -1,24 +1,34 @@
 """Decode attention over paged keys and values: 1 to 8 new tokens of each sequence, split over the context.
 
 A program's rows are the query heads of one key-value head times the new tokens, so four tokens read the cache once.
+``launch_configs`` chooses who attends, by ``PATH``:
+
+    "blocks"      decode_attention_kernel: any shape, dtype and device, and a fixed order
+    "few_rows"    decode_attention_early, for what ``fits`` it: up to 16 rows
+    "many_rows"   the same: up to 64 rows
 """
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ..launch import is_fixed_order, launch_for
+from ..dependent_launch import COMPILES
+from ..launch import is_fixed_order, launch_for, multiprocessors
 from ..ops.attention import LOG2_E, MAX_HEAD_DIM, SMALLEST_TILE
 from ..ops.layout import require, require_float
+from .decode_attention_early import MANY_ROWS, few_rows_kernel, many_rows_kernel
 from .decode_attention_kernel import combine_kernel, decode_attention_kernel
 
 REPLACES = ("attention", "head_gate")
 MAX_QUERY_LEN = 8
+KERNELS = {"blocks": decode_attention_kernel, "few_rows": few_rows_kernel, "many_rows": many_rows_kernel}
+EARLY_HEAD_DIM = 128
+EARLY_KEYS = 64  # that a page is made of
+WORD = 8  # bfloat16 in 16 bytes
 FIXED_ROWS = 64  # of a program in a fixed order, at least: three drafts and a token of twelve heads
 
 
@@ -56,10 +66,10 @@ def decode_attention(
     """Attend from the last tokens of each sequence to its cached keys, and scale by the head gate where there is one.
 
     Nothing is read back to the host and the grid depends on shapes only, so the call can be captured in a CUDA graph;
-    a captured call wants a workspace. Lengths and pages must not be what the very kernel before writes (see
-    ``dependent_launch``). A sequence's bits do not depend on the other sequences of the batch; in a fixed order a
-    query's depend neither on how many more its sequence has in this call, up to four of twelve heads, nor on the
-    length of the context.
+    a captured call wants a workspace. The very kernel before (see ``dependent_launch``) may write q, and keys and
+    values of the new tokens, but neither older ones nor lengths nor pages. A sequence's bits do not depend on the other
+    sequences of the batch; in a fixed order a query's depend neither on how many more its sequence has in this call, up
+    to four of twelve heads, nor on the length of the context.
 
     Args:
         q: [T, N, H], T = B * query length, 1 to 8 tokens of each sequence, in order; the last is at context_len - 1.
@@ -76,7 +86,7 @@ def decode_attention(
     Raises:
         ValueError: a shape or dtype that this kernel does not take; the message names it.
     """
-    plan = _plan(q, k_cache, block_table, window)
+    plan = _plan(q, k_cache, block_table, window, v_cache)
     op = "decode_attention"
     require(v_cache.shape == k_cache.shape, op, "v_cache", v_cache, f"{tuple(k_cache.shape)}, as k_cache")
     require(v_cache.dtype == q.dtype and v_cache.stride(-1) == 1, op, "v_cache", v_cache, f"{q.dtype}, column stride 1")
@@ -91,7 +101,7 @@ def decode_attention(
     if y.numel() > 0:
         strides = (*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_table.stride(0))
         gate_stride = 0 if gate is None else gate.stride(0)
-        decode_attention_kernel[plan.grid](
+        KERNELS[plan.path][plan.grid](
             *(q, k_cache, v_cache, block_table, context_lens, q if gate is None else gate, y),
             *(space.partials, space.log_sums, *strides, gate_stride),
             *(window or 0, LOG2_E / math.sqrt(q.shape[-1])),
@@ -116,19 +126,21 @@ def _combine(
     (num_kv_heads, num_splits, batch), options = plan.grid, plan.options
     query_len, heads = len(q) // batch, q.shape[1] // num_kv_heads
     names = ("BLOCK_S", "MIN_BLOCKS", "BLOCK_R", "BLOCK_H", "SHARE")
-    launch = launch_for("decode_attention_combine", q.device, rows=options["BLOCK_R"]).options
+    launch = launch_for("decode_attention_combine", q.device, rows=options["BLOCK_R"], splits=num_splits).options
+    at_once = min(launch["COMBINE_SPLITS"], triton.next_power_of_2(num_splits))
     combine_kernel[num_kv_heads, triton.cdiv(query_len * heads, launch["BLOCK_V"]), batch](
         *(context_lens, q if gate is None else gate, y, space.partials, space.log_sums),
         *(0 if gate is None else gate.stride(0), num_splits, window or 0),
         *(query_len, heads, q.shape[-1], window is not None, gate is not None),
         **{name: options[name] for name in names},
-        **launch,
+        **{**launch, "COMBINE_SPLITS": at_once, "ALL_AT_ONCE": num_splits <= at_once},
     )
 
 
 @dataclass(frozen=True)
 class _Plan:
     batch: int
+    path: str  # of KERNELS
     grid: tuple[int, int, int]  # K, splits, B
     options: dict[str, Any]
     device: torch.device
@@ -139,7 +151,22 @@ class _Plan:
         return batch, num_kv_heads, num_splits, self.options["BLOCK_R"], self.options["BLOCK_H"]
 
 
-def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -> _Plan:
+def fits(q: Tensor, rows: int, *caches: Tensor) -> bool:
+    """Whether the kernels of ``decode_attention_early`` take these: bfloat16, heads of 128, whole words and blocks.
+
+    A fixed order wants splits that do not depend on the length, and rows that do not depend on the queries: it stays
+    with the kernel that was judged in it.
+    """
+    is_read = COMPILES.value and not is_fixed_order() and q.dtype == torch.bfloat16 and q.shape[-1] == EARLY_HEAD_DIM
+    return is_read and rows <= MANY_ROWS.value and all(_in_words(cache) for cache in caches)
+
+
+def _in_words(cache: Tensor) -> bool:
+    in_words = cache.storage_offset() % WORD == 0 and all(stride % (2 * WORD) == 0 for stride in cache.stride()[:3])
+    return in_words and cache.shape[1] % EARLY_KEYS == 0
+
+
+def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None, v_cache: Tensor | None = None) -> _Plan:
     op = "decode_attention"
     require(q.ndim == 3 and q.stride(-1) == 1, op, "q", q, "[T, N, H] with column stride 1")
     require_float(op, q=q, k_cache=k_cache)
@@ -163,8 +190,13 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
     longest = block_table.shape[1] * page_size
     windowed = int(window is not None)
     dtype = str(q.dtype).removeprefix("torch.")
-    options = dict(launch_for(op, q.device, rows=rows, dtype=dtype, windowed=windowed, context=longest).options)
-    programs = options.pop("PROGRAMS_PER_SM") * _multiprocessors(q.device)
+    sizes = {"rows": rows, "windowed": windowed, "context": longest}
+    sizes["early"] = int(fits(q, rows, k_cache, k_cache if v_cache is None else v_cache))
+    options = dict(launch_for(op, q.device, dtype=dtype, **sizes).options)
+    path = options.pop("PATH", "blocks")
+    if path != "blocks" and not sizes["early"]:
+        raise LookupError(f"{op}: path {path!r} does not take these; want 'blocks' in launch_configs")
+    programs = options.pop("PROGRAMS_PER_SM") * multiprocessors(q.device)
     if window is not None:
         longest = min(longest, window + query_len - 1 + options["BLOCK_S"] - 1)
     most = triton.cdiv(triton.cdiv(longest, options["BLOCK_S"]), options["MIN_BLOCKS"])
@@ -178,7 +210,7 @@ def _plan(q: Tensor, k_cache: Tensor, block_table: Tensor, window: int | None) -
         keys = options["SHARE"] * options["BLOCK_S"]
         splits = triton.cdiv(window + MAX_QUERY_LEN - 1, keys) + 1
     options |= {"BLOCK_R": rows, "BLOCK_H": max(SMALLEST_TILE, triton.next_power_of_2(head_dim))}
-    return _Plan(batch, (num_kv_heads, splits, batch), options, q.device)
+    return _Plan(batch, path, (num_kv_heads, splits, batch), options, q.device)
 
 
 def _workspace(plan: _Plan) -> Workspace:
@@ -186,10 +218,3 @@ def _workspace(plan: _Plan) -> Workspace:
         torch.empty(plan.partials, dtype=torch.float32, device=plan.device),
         torch.empty(plan.partials[:-1], dtype=torch.float32, device=plan.device),
     )
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "meta":
-        return 128  # a device that is only compiled for has enough for splits
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,7 +1,9 @@
 """Triton kernels for ``reference.ops.router``: logits in float32, then the choice of each token.
 
 Two launches: one, in which the program that finishes a token's logits last chooses, took longer on an H200 (7.2 us
-against 6.3 for one token, 2026-11-24), as it waits for memory three times more.
+against 6.3 for one token, 2026-11-24), as it waits for memory three times more. The choice is eight maxima, one after
+the other: four warps take them of a quarter of the experts each, and then rank 32 by comparing all with all (4.4 us for
+both launches with one warp, 3.3 so).
 """
 
 import torch
@@ -15,6 +17,7 @@ from ..launch import launch_for
 from .layout import require, require_float, rows_of
 
 MAX_EXPERTS = 4096  # a token's scores stay in one program's registers
+MOST_BY_PARTS = 16  # experts of a token that each part offers: all are compared with all
 EPS: tl.constexpr = tl.constexpr(1e-20)  # the reference's, where all chosen sigmoids underflow
 INFINITY: tl.constexpr = tl.constexpr(float("inf"))
 LOWEST: tl.constexpr = tl.constexpr(-(2**31))
@@ -69,6 +72,16 @@ def _router_logits_kernel(
 
 
 @triton.jit
+def _take(key, score_bits, e, BLOCK_E: tl.constexpr):
+    """Of each part, the largest key, its expert, the lower of equals, and its score; and the keys that are left."""
+    best = tl.max(key, axis=2)[:, :, None]
+    id = tl.min(tl.where(key == best, e, BLOCK_E), axis=2)[:, :, None]
+    is_chosen = e == id
+    chosen = tl.max(tl.where(is_chosen, score_bits, 0), axis=2)[:, :, None]
+    return best, id, chosen, tl.where(is_chosen, LOWEST, key)
+
+
+@triton.jit
 def _router_choice_kernel(
     logits_ptr,  # [splits, T, E] float32
     bias_ptr,  # [E]
@@ -80,44 +93,58 @@ def _router_choice_kernel(
     A,
     scaling_factor,
     BLOCK_T: tl.constexpr,
+    PARTS: tl.constexpr,  # of the experts: a warp chooses from its own ones, and all from what they chose
     BLOCK_E: tl.constexpr,  # next power of two >= E
     BLOCK_A: tl.constexpr,  # next power of two >= A
 ):
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
     # Scores are compared by their bits: of integers, a warp finds the largest at once.
-    e = tl.arange(0, BLOCK_E)
-    a = tl.arange(0, BLOCK_A)
-    is_there = (t[:, None] < T) & (e[None, :] < E)
+    WIDTH: tl.constexpr = BLOCK_E // PARTS
+    CANDIDATES: tl.constexpr = PARTS * BLOCK_A
+    e = (tl.arange(0, PARTS) * WIDTH)[None, :, None] + tl.arange(0, WIDTH)[None, None, :]
+    a = tl.arange(0, BLOCK_A)[None, None, :]
+    is_there = (t[:, :, None] < T) & (e < E)
     bias = tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)
     begin_kernel()
-    logits = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
+    logits = tl.zeros((BLOCK_T, PARTS, WIDTH), tl.float32)
     for split in range(splits):
-        at = logits_ptr + (split * T + t[:, None]) * E + e[None, :]
+        at = logits_ptr + (split * T + t[:, :, None]) * E + e
         logits += tl.load(at, mask=is_there, other=0.0, cache_modifier=".cg")  # other programs wrote it
     score = sigmoid(logits)
     score_bits = score.to(tl.int32, bitcast=True)  # ordered as the scores: they are not negative, or NaN
-    biased = score + bias[None, :]
+    biased = score + bias
     biased = tl.where(biased == biased, biased, INFINITY)  # NaN chooses like the largest, and weighs NaN
     bits = (biased + 0.0).to(tl.int32, bitcast=True)  # one zero
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    key = tl.where(e[None, :] < E, key, LOWEST)
-    ids = tl.zeros((BLOCK_T, BLOCK_A), tl.int32)
-    chosen = tl.zeros((BLOCK_T, BLOCK_A), tl.int32)
-    for rank in range(A):
-        best = tl.max(key, axis=1)
-        id = tl.min(tl.where(key == best[:, None], e[None, :], BLOCK_E), axis=1)  # the lower of equals
-        is_chosen = e[None, :] == id[:, None]
-        weight = tl.max(tl.where(is_chosen, score_bits, 0), axis=1)
-        ids = tl.where(a[None, :] == rank, id[:, None], ids)
-        chosen = tl.where(a[None, :] == rank, weight[:, None], chosen)
-        key = tl.where(is_chosen, LOWEST, key)
-    weights = chosen.to(tl.float32, bitcast=True)
-    total = tl.sum(weights, axis=1)[:, None] + EPS
-    weights = tl.div_rn(weights, tl.broadcast_to(total, (BLOCK_T, BLOCK_A))) * scaling_factor
-    at = t[:, None] * A + a[None, :]
-    is_slot = (t[:, None] < T) & (a[None, :] < A)
-    tl.store(ids_ptr + at, ids.to(tl.int64), mask=is_slot)
-    tl.store(weights_ptr + at, weights, mask=is_slot)
+    key = tl.where(e < E, key, LOWEST)
+    keys = tl.full((BLOCK_T, PARTS, BLOCK_A), LOWEST, tl.int32)
+    ids = tl.zeros((BLOCK_T, PARTS, BLOCK_A), tl.int32)
+    chosen = tl.zeros((BLOCK_T, PARTS, BLOCK_A), tl.int32)
+    if PARTS == 1:
+        for rank in range(A):
+            best, id, bits_chosen, key = _take(key, score_bits, e, BLOCK_E)
+            ids = tl.where(a == rank, id, ids)
+            chosen = tl.where(a == rank, bits_chosen, chosen)
+    else:
+        for rank in tl.static_range(BLOCK_A):
+            best, id, bits_chosen, key = _take(key, score_bits, e, BLOCK_E)
+            keys = tl.where(a == rank, best, keys)
+            ids = tl.where(a == rank, id, ids)
+            chosen = tl.where(a == rank, bits_chosen, chosen)
+    ids = tl.reshape(ids, (BLOCK_T, CANDIDATES))
+    weights = tl.reshape(chosen, (BLOCK_T, CANDIDATES)).to(tl.float32, bitcast=True)
+    if PARTS == 1:
+        rank = tl.broadcast_to(tl.arange(0, BLOCK_A)[None, :], (BLOCK_T, CANDIDATES))
+    else:
+        keys = tl.reshape(keys, (BLOCK_T, CANDIDATES))
+        is_before = keys[:, None, :] > keys[:, :, None]
+        is_before = is_before | ((keys[:, None, :] == keys[:, :, None]) & (ids[:, None, :] < ids[:, :, None]))
+        rank = tl.sum(is_before.to(tl.int32), axis=2)  # of a part with too few experts: no less than A
+    is_slot = (t < T) & (rank < A)
+    total = tl.sum(tl.where(rank < A, weights, 0.0), axis=1)[:, None] + EPS
+    weights = tl.div_rn(weights, tl.broadcast_to(total, (BLOCK_T, CANDIDATES))) * scaling_factor
+    tl.store(ids_ptr + t * A + rank, ids.to(tl.int64), mask=is_slot)
+    tl.store(weights_ptr + t * A + rank, weights, mask=is_slot)
 
 
 def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: float) -> tuple[Tensor, Tensor]:
@@ -151,8 +178,11 @@ def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: 
         _router_logits_kernel[grid](*args, **launch)
         launch = launch_for("router_choice", x.device, T=num_tokens, E=num_experts).options
         out = (ids, weights, splits, num_tokens, num_experts, top_k, float(scaling_factor))
-        blocks = {"BLOCK_E": triton.next_power_of_2(num_experts), "BLOCK_A": triton.next_power_of_2(top_k)}
+        block_e, block_a = triton.next_power_of_2(num_experts), triton.next_power_of_2(top_k)
+        blocks = {"BLOCK_E": block_e, "BLOCK_A": block_a, "PARTS": min(launch["PARTS"], block_e)}
+        if block_a > MOST_BY_PARTS:
+            blocks["PARTS"] = 1
         _router_choice_kernel[(triton.cdiv(num_tokens, launch["BLOCK_T"]),)](
-            logits, bias.contiguous(), *out, **blocks, **launch
+            logits, bias.contiguous(), *out, **{**launch, **blocks}
         )
     return ids, weights

@@ -1,6 +1,7 @@
 """``decode_attention`` against the rows it replaces, over scattered pages whose unused slots hold NaN."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,20 @@ if not torch.cuda.is_available():
     interpret()
 
 from optimized.fused import decode_attention as module
-from optimized.fused.decode_attention import Workspace, decode_attention, workspace_for
-from optimized.launch import fixed_order
+from optimized.fused.decode_attention import Workspace, decode_attention, fits, workspace_for
+from optimized.launch import fixed_order, trying
 
 from .attention_cases import DEVICE, Pages, assert_attends, normal
 
 BF16, F32 = torch.bfloat16, torch.float32
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+EARLY = {"BLOCK_S": 64, "PROGRAMS_PER_SM": 1, "num_warps": 4, "launch_pdl": True}
+FEW_ROWS = EARLY | {"PATH": "few_rows"}
+MANY_ROWS = EARLY | {"PATH": "many_rows"}
+
+
+def needs_hopper(test: Any) -> Any:
+    return pytest.mark.cuda(pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")(test))
 
 
 def attend(
@@ -207,3 +216,102 @@ def test_in_a_fixed_order_queries_of_one_call_have_the_bits_of_calls_of_their_ow
         for i in range(4):
             shorter = replace(pages, context_lens=pages.context_lens - 3 + i)
             assert torch.equal(attend(shorter, q[i : i + 1], window), together[i : i + 1]), i
+
+
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_partial_results_are_added_up_in_turns_or_at_once(at_once: int) -> None:
+    combine = {"BLOCK_V": 1, "COMBINE_SPLITS": at_once, "num_warps": 1}
+    blocks = {"BLOCK_S": 16, "MIN_BLOCKS": 1, "PROGRAMS_PER_SM": 600, "num_warps": 4, "num_stages": 1}
+    with trying("decode_attention", blocks), trying("decode_attention_combine", combine):
+        check([90, 7, 16], 2, None, 3, gated=True)
+        check([90, 7, 16], 2, 40, 3, gated=True)
+
+
+def test_kernels_that_begin_early_take_whole_words_and_blocks_of_bfloat16() -> None:
+    q, cache = torch.empty(1, 16, 128, dtype=BF16), torch.empty(3, 64, 2, 128, dtype=BF16)
+    refused = [
+        fits(q.float(), 16, cache),
+        fits(q[..., :64], 16, cache[..., :64]),
+        fits(q, 128, cache),
+        fits(q, 16, cache, torch.empty(3, 48, 2, 128, dtype=BF16)),
+        fits(q, 16, torch.empty(3, 64, 2, 129, dtype=BF16)[..., 1:]),
+    ]
+    with fixed_order():
+        refused.append(fits(q, 16, cache))
+    assert refused == [False] * len(refused)
+    assert fits(q, 16, cache) == (DEVICE == "cuda")
+
+
+def test_refuses_a_path_that_does_not_take_the_inputs() -> None:
+    pages = Pages.of([20], 2, 32, 64, BF16)
+    with (
+        trying("decode_attention", FEW_ROWS | {"MIN_BLOCKS": 1, "STAGES": 2}),
+        pytest.raises(LookupError, match="few_"),
+    ):
+        attend(pages, normal(1, 6, 32, dtype=BF16, seed=1), None)
+
+
+@needs_hopper
+@pytest.mark.parametrize(("query_len", "group", "options"), [
+    (1, 8, FEW_ROWS),
+    (1, 12, FEW_ROWS),
+    (2, 8, FEW_ROWS),
+    (1, 12, MANY_ROWS),
+    (4, 8, MANY_ROWS),
+    (4, 12, MANY_ROWS),
+    (8, 8, MANY_ROWS),
+])  # fmt: skip
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("min_blocks", "stages"), [(1, 2), (4, 5)])
+@pytest.mark.parametrize("lengths", [[8], [63, 64, 65], [71], [127, 700, 9], [2048], [4097]])
+def test_kernels_that_begin_early_attend_as_the_reference(
+    query_len: int,
+    group: int,
+    options: dict[str, Any],
+    window: int | None,
+    min_blocks: int,
+    stages: int,
+    lengths: list[int],
+) -> None:
+    with trying("decode_attention", options | {"MIN_BLOCKS": min_blocks, "STAGES": stages}):
+        check(lengths, query_len, window, group, head_dim=128, gated=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize("options", [FEW_ROWS, MANY_ROWS])
+def test_kernels_that_begin_early_give_zeros_for_an_empty_sequence(options: dict[str, Any]) -> None:
+    pages = Pages.of([70, 70], 2, 128, 64, BF16)
+    pages.context_lens[0] = 0
+    q = normal(2, 16, 128, dtype=BF16, seed=1)
+    torch.cuda.synchronize()  # lengths are older than the kernel before
+    with trying("decode_attention", options | {"MIN_BLOCKS": 1, "STAGES": 3}):
+        got = attend(pages, q, None)
+    assert not got[0].any()
+    assert got[1].all()
+
+
+@needs_hopper
+@pytest.mark.parametrize("length", [64, 65, 130, 700])
+@pytest.mark.parametrize(("query_len", "options"), [(1, FEW_ROWS), (2, FEW_ROWS), (4, MANY_ROWS)])
+@pytest.mark.parametrize("window", [None, 100])
+def test_the_kernel_before_may_write_the_new_tokens(
+    length: int, query_len: int, options: dict[str, Any], window: int | None
+) -> None:
+    pages = Pages.of([length], 2, 128, 64, BF16)
+    q = normal(query_len, 16, 128, dtype=BF16, seed=1)
+    new = torch.arange(length - query_len, length, device=DEVICE)
+    slots = pages.block_table[0].long()[new // 64] * 64 + new % 64
+    rows = torch.stack((pages.k_cache, pages.v_cache))  # one tensor: one kernel writes keys and values
+    pages = replace(pages, k_cache=rows[0], v_cache=rows[1])
+    written = rows.flatten(1, 2)[:, slots].clone()
+    with trying("decode_attention", options | {"MIN_BLOCKS": 1, "STAGES": 3}):
+        space = workspace_for(q, pages.k_cache, pages.block_table, window)
+        want = attend(pages, q, window, space=space)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rows.flatten(1, 2).index_copy_(1, slots, written)
+            got = attend(pages, q, window, space=space)
+    for _ in range(20):
+        rows.flatten(1, 2)[:, slots] = torch.nan
+        graph.replay()
+        assert torch.equal(got, want)

@@ -76,6 +76,25 @@ def test_every_expert_may_be_chosen(blocks: str) -> None:
     assert torch.allclose(weights.sum(dim=-1), torch.tensor(SCALING))
 
 
+@pytest.mark.parametrize("parts", [1, 4, 8])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 3), (36, 8), (288, 8), (288, 40)])
+def test_parts_of_the_experts_choose_as_all_of_them(
+    parts: int, num_experts: int, top_k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> launch.Launch:
+        found = launch.launch_for(kernel, device, **sizes)
+        return replace(found, options={**found.options, "PARTS": parts}) if kernel == "router_choice" else found
+
+    monkeypatch.setattr(module, "launch_for", launch_for)
+    random = torch.Generator().manual_seed(num_experts)
+    x, weight = torch.randn(3, 64, generator=random).round(), torch.randn(num_experts, 64, generator=random).round() / 8
+    weight[num_experts // 3 :: 3] = weight[0].clone()  # equals, in several parts
+    bias = torch.zeros(num_experts)
+    (ids, weights), (want_ids, want) = run(x, weight, bias, top_k), exact("router", x, weight, bias, top_k, SCALING)
+    assert torch.equal(ids, want_ids)
+    assert ((weights - want).abs() <= gamma(64, torch.float32) * want + 1e-30).all()
+
+
 def test_biases_without_bound_still_choose_different_experts(blocks: str) -> None:
     x, weight, bias = inputs(2)
     bias[:] = -torch.inf
