@@ -1,4 +1,8 @@
-"""Prefill attention of a chunk of one sequence over its cached prefix and itself, with the head gate: one launch."""
+"""Prefill attention of a chunk of one sequence over its cached prefix and itself, with the head gate: one launch.
+
+The launch configuration names a path: "wgmma" is ``prefill_wgmma``, for bf16 and heads of 128 on Hopper; none named,
+``prefill_attention_kernel`` takes everything, anywhere.
+"""
 
 import math
 from typing import Any
@@ -8,10 +12,11 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..launch import launch_for
+from ..launch import is_fixed_order, launch_for
 from ..ops.attention import LOG2_E, MAX_HEAD_DIM, SMALLEST_TILE
 from ..ops.layout import require, require_float
 from .prefill_attention_kernel import prefill_attention_kernel
+from .prefill_wgmma import fits, wgmma
 
 REPLACES = ("attention", "head_gate")
 ALIGNMENT_BYTES = 16  # of a tensor descriptor's address and strides
@@ -45,6 +50,7 @@ def prefill_attention(
 
     Raises:
         ValueError: a shape, layout or dtype that this kernel does not take; the message names it.
+        LookupError: the configuration names a path that does not take these.
     """
     op = "prefill_attention"
     k_rows, v_rows, page_size = _checked(op, q, k, v, block_table, start, window)
@@ -54,8 +60,15 @@ def prefill_attention(
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if y.numel() == 0:
         return y
-    dtype, windowed = str(q.dtype).removeprefix("torch."), int(window is not None)
-    options: dict[str, Any] = dict(launch_for(op, q.device, T=num_tokens, dtype=dtype, windowed=windowed).options)
+    takes_wgmma = fits(q, k_rows, v_rows) and not is_fixed_order()  # where blocks begin would depend on the chunk
+    sizes: dict[str, int | str] = {"T": num_tokens, "dtype": str(q.dtype).removeprefix("torch.")}
+    sizes |= {"windowed": int(window is not None), "wgmma": int(takes_wgmma)}
+    options: dict[str, Any] = dict(launch_for(op, q.device, **sizes).options)
+    if options.pop("PATH", "blocks") == "wgmma":
+        if not takes_wgmma:
+            raise LookupError(f"{op}: path 'wgmma' does not take these; want an entry without it in launch_configs")
+        wgmma(q, k_rows, v_rows, block_table, page_size, start, window, gate, y, options)
+        return y
     options["BLOCK_S"] = min(options["BLOCK_S"], page_size or options["BLOCK_S"])
     options["BLOCK_H"] = max(SMALLEST_TILE, triton.next_power_of_2(head_dim))
     options["DESCRIPTORS"] = options["DESCRIPTORS"] and _is_describable(k_rows) and _is_describable(v_rows)
