@@ -13,7 +13,6 @@ from optimized.launch import trying
 
 from .attention_cases import DEVICE, Pages, assert_attends, normal
 
-
 H = 128
 BF16 = torch.bfloat16
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
