@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="interpreted, it would take hours; no GPU is here"),
 ]
-COUNT, MAX_BATCH, LONGEST, PAGES = 120, 8, 256, 8  # contexts outgrow what was free when they were let in
+COUNT, MAX_BATCH, LONGEST, PAGES = 60, 8, 256, 8  # contexts outgrow what was free when they were let in
 TOLERANCE = 1e-4  # of a logit in float32, after prefill or after steps of decoding
 
 
