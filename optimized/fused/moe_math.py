@@ -22,7 +22,8 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 @triton.jit
 def exp(x):
     """To 3 ulp of float32; ``tl.exp`` rounds x log2(e) once and so loses a digit at |x| = 20."""
-    x = tl.minimum(tl.maximum(x, -128.0), 128.0)  # of infinity, the rest below would be NaN
+    x = tl.maximum(x, -128.0, propagate_nan=tl.PropagateNan.ALL)  # of infinity, the rest below would be NaN
+    x = tl.minimum(x, 128.0, propagate_nan=tl.PropagateNan.ALL)
     power = x * LOG2_E
     rest = tl.fma(x, LOG2_E, -power) + x * LOG2_E_REST
     return tl.exp2(power) * (1.0 + rest * LN_2)

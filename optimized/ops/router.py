@@ -6,6 +6,9 @@ the other: four warps take them of a quarter of the experts each, and then rank 
 both launches with one warp, 3.3 so).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -179,10 +182,18 @@ def router(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scaling_factor: 
         launch = launch_for("router_choice", x.device, T=num_tokens, E=num_experts).options
         out = (ids, weights, splits, num_tokens, num_experts, top_k, float(scaling_factor))
         block_e, block_a = triton.next_power_of_2(num_experts), triton.next_power_of_2(top_k)
-        blocks = {"BLOCK_E": block_e, "BLOCK_A": block_a, "PARTS": min(launch["PARTS"], block_e)}
-        if block_a > MOST_BY_PARTS:
-            blocks["PARTS"] = 1
+        blocks = {"BLOCK_E": block_e, "BLOCK_A": block_a, "PARTS": _parts(block_e, block_a, x.device, launch)}
         _router_choice_kernel[(triton.cdiv(num_tokens, launch["BLOCK_T"]),)](
             logits, bias.contiguous(), *out, **{**launch, **blocks}
         )
     return ids, weights
+
+
+def _parts(block_e: int, block_a: int, device: torch.device, launch: Mapping[str, Any]) -> int:
+    """Of the experts, for the choice. On a GPU, as many as warps: eight parts in four warps chose right and weighed
+    wrong, as a sum over them left some out (Triton 3.6.0, H200, 2026-11-24).
+    """
+    parts: int = launch["PARTS"]
+    if parts > 1 and device.type != "cpu" and parts != launch["num_warps"]:
+        raise LookupError(f"router_choice: PARTS is {parts}; want 1 or {launch['num_warps']}, as many as num_warps")
+    return 1 if block_a > MOST_BY_PARTS or block_e < parts else parts

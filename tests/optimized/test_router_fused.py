@@ -12,7 +12,7 @@ from conformance.oracle import exact
 from conformance.tolerance import gamma
 from optimized import launch
 from optimized.ops import router as module
-from optimized.ops.router import router
+from optimized.ops.router import _parts, router
 
 D, E, A, SCALING = 136, 40, 3, 3.0
 BLOCKS = {
@@ -83,7 +83,8 @@ def test_parts_of_the_experts_choose_as_all_of_them(
 ) -> None:
     def launch_for(kernel: str, device: torch.device, **sizes: int | str) -> launch.Launch:
         found = launch.launch_for(kernel, device, **sizes)
-        return replace(found, options={**found.options, "PARTS": parts}) if kernel == "router_choice" else found
+        in_parts = {**found.options, "PARTS": parts, "num_warps": parts}
+        return replace(found, options=in_parts) if kernel == "router_choice" else found
 
     monkeypatch.setattr(module, "launch_for", launch_for)
     random = torch.Generator().manual_seed(num_experts)
@@ -93,6 +94,16 @@ def test_parts_of_the_experts_choose_as_all_of_them(
     (ids, weights), (want_ids, want) = run(x, weight, bias, top_k), exact("router", x, weight, bias, top_k, SCALING)
     assert torch.equal(ids, want_ids)
     assert ((weights - want).abs() <= gamma(64, torch.float32) * want + 1e-30).all()
+
+
+def test_parts_that_are_not_the_warps_are_refused_on_a_gpu() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert _parts(512, 8, gpu, {"PARTS": 4, "num_warps": 4}) == 4
+    assert _parts(512, 64, gpu, {"PARTS": 4, "num_warps": 4}) == 1
+    assert _parts(2, 2, gpu, {"PARTS": 4, "num_warps": 4}) == 1
+    assert _parts(512, 8, cpu, {"PARTS": 2, "num_warps": 1}) == 2
+    with pytest.raises(LookupError, match="PARTS is 8; want 1 or 4, as many as num_warps"):
+        _parts(512, 8, gpu, {"PARTS": 8, "num_warps": 4})
 
 
 def test_biases_without_bound_still_choose_different_experts(blocks: str) -> None:
