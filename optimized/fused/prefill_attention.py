@@ -42,7 +42,8 @@ def prefill_attention(
             page_size a power of two of 16 or more.
         block_table: [max_pages] int32, the sequence's pages in order, or None.
         start: cached tokens before the chunk.
-        window: how many keys a query sees, itself included; None sees all. Keys before the window are not read.
+        window: how many keys a query sees, itself included; None sees all. Keys before the window count for nothing;
+            on the path "wgmma" up to 127 of them are read, and their values must be finite.
         gate: [T, N], as in ``head_gate``, or None.
 
     Returns:
