@@ -10,10 +10,8 @@ own scale, where activations are rounded.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .fp8_scale import fp8_scale
 from .moe_direct_tiles import INT4, X_WORDS
-
-FP8_MAX = gl.constexpr(448.0)
-FLOAT32_TINY = gl.constexpr(2.0**-126)
 
 
 @gluon.constexpr_function
@@ -181,16 +179,6 @@ def power_of(bits, PLACES: gl.constexpr):
     scale = ((exponent - PLACES) << 23).to(gl.float32, bitcast=True)
     inverse = ((254 + PLACES - exponent) << 23).to(gl.float32, bitcast=True)
     return gl.where(exponent == 255, float("nan"), scale), inverse
-
-
-@gluon.jit
-def fp8_scale(bits):
-    """As ``group_scale``, of the bits of each group's largest; and one over that."""
-    largest = bits.to(gl.float32, bitcast=True)
-    scale = gl.div_rn(largest, gl.full(largest.shape, FP8_MAX, gl.float32, largest.type.layout))
-    scale = gl.where(scale < FLOAT32_TINY, FLOAT32_TINY, scale)  # NaN stays
-    scale = gl.where(largest == 0.0, 1.0, scale)
-    return scale, gl.div_rn(gl.full(scale.shape, 1.0, gl.float32, scale.type.layout), scale)
 
 
 @gluon.jit

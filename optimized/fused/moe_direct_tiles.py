@@ -204,7 +204,7 @@ def unpack_fp8_to_half(words):
 
 @gluon.jit
 def inputs_of_fp8(x):
-    """Four tensors, paired as ``unpack_fp8`` pairs codes: 64-bit words as they are."""
+    """Four bf16 tensors, paired as ``unpack_fp8`` pairs codes: 64-bit words as they are."""
     return gl.inline_asm_elementwise(
         "mov.b64 {$0, $1}, $4; mov.b64 {$2, $3}, $5;",
         "=r,=r,=r,=r,l,l",

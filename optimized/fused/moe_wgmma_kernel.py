@@ -22,15 +22,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .fp8_scale import fp8_scale
 from .moe_math import exp
+from .turns import hear, tell
 
 REPLACES = ("swiglu", "experts", "experts_fp8")
 
 GROUPS = gl.constexpr(2)  # of warps
 HALF = gl.constexpr(64)  # rows of a group of warps
 TILE = gl.constexpr(128)  # outputs that share scales: of one weight tile
-FP8_MAX = gl.constexpr(448.0)
-FLOAT32_TINY = gl.constexpr(2.0**-126)
 
 
 @gluon.jit
@@ -44,14 +44,10 @@ def swiglu(gate, up, limit, CLAMP: gl.constexpr):
 
 
 @gluon.jit
-def coded(y, ROW: gl.constexpr):
+def coded(y):
     """e4m3 codes of [64, 128] and the scale [64] of each row, as ``moe_math.rounded_to_fp8``."""
     bits = gl.abs(y).to(gl.int32, bitcast=True)  # ordered as the magnitudes, NaN above infinity; a float max drops NaN
-    largest = gl.max(bits, axis=1).to(gl.float32, bitcast=True)
-    scale = gl.div_rn(largest, gl.full([HALF], FP8_MAX, gl.float32, ROW))
-    scale = gl.where(scale < FLOAT32_TINY, FLOAT32_TINY, scale)
-    scale = gl.where(largest == 0.0, 1.0, scale)
-    inverse = gl.div_rn(gl.full([HALF], 1.0, gl.float32, ROW), scale)
+    scale, inverse = fp8_scale(gl.max(bits, axis=1))
     none = gl.full_like(y, 0.0)
     near = y * inverse[:, None]
     rest = gl.fma(-near, scale[:, None] + none, y)
@@ -71,27 +67,6 @@ def halves(y, LAYOUT: gl.constexpr):
     """Columns 0 .. 127 and 128 .. 255 of [64, 256]: they lie in different registers of the same threads."""
     first, second = gl.split(gl.permute(gl.reshape(y, (HALF, 2, TILE)), (0, 2, 1)))
     return gl.convert_layout(first, LAYOUT), gl.convert_layout(second, LAYOUT)
-
-
-@gluon.jit
-def tell(works, told, taken, work, turn):
-    """Give the groups the tile of a turn; two turns have room."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    slot = turn % 2
-    mbarrier.wait(taken.index(slot), turn // 2 & 1 ^ 1)
-    works.index(slot).store(gl.full([1], 0, gl.int32, LAYOUT) + work)
-    mbarrier.arrive(told.index(slot))
-
-
-@gluon.jit
-def hear(works, told, taken, turn):
-    """The tile of a turn."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    slot = turn % 2
-    mbarrier.wait(told.index(slot), turn // 2 & 1)
-    work = gl.sum(works.index(slot).load(LAYOUT), axis=0)
-    mbarrier.arrive(taken.index(slot))
-    return work
 
 
 @gluon.jit
@@ -242,7 +217,7 @@ def multiply(
             if GATED:
                 y = swiglu(first, second, limit, CLAMP)
                 if CODES:
-                    y, scale = coded(y, ROW)
+                    y, scale = coded(y)
                     gl.store(y_scale_ptr + row * tiles + tile, scale)
                 put(y_desc, out.index(GROUP), y, first_row, tile * TILE)
             else:

@@ -27,6 +27,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .turns import hear, tell
+
 REPLACES = ("attention", "head_gate")
 
 GROUPS = gl.constexpr(2)  # of warps
@@ -103,27 +105,6 @@ class Plan:
 def exp2(x):
     """In one instruction, here: moved past the wait for a product, it would no longer overlap with it."""
     return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def tell(works, told, taken, work, turn):
-    """Give the groups the tile of a turn; two turns have room."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    slot = turn % 2
-    mbarrier.wait(taken.index(slot), turn // 2 & 1 ^ 1)
-    works.index(slot).store(gl.full([1], 0, gl.int32, LAYOUT) + work)
-    mbarrier.arrive(told.index(slot))
-
-
-@gluon.jit
-def hear(works, told, taken, turn):
-    """The tile of a turn."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    slot = turn % 2
-    mbarrier.wait(told.index(slot), turn // 2 & 1)
-    work = gl.sum(works.index(slot).load(LAYOUT), axis=0)
-    mbarrier.arrive(taken.index(slot))
-    return work
 
 
 @gluon.jit
